@@ -1,0 +1,125 @@
+"""`longfocus train dictionary|code`: the shipped models, from random weights.
+
+The same command on the same directory continues where it was stopped.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longfocus.training.loop import Outcome, Progress
+
+    Trainer = Callable[[Callable[[Progress], None]], Outcome]
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryArguments:
+    """Train the dictionary lookup model. The same command on an existing directory continues."""
+
+    output: Path
+    """Directory for the model, its recipe, checkpoints and metrics; new, empty, or of this same training."""
+    cpu_minutes: float = 28.0
+    """Processor minutes of all threads together; training is shortened to fit."""
+    seed: int = 0
+    """Of weights and data."""
+
+
+def run_dictionary(arguments: DictionaryArguments) -> int | None:
+    from longfocus.training.dictionary import DictionaryRecipe, train_dictionary
+
+    _check_minutes(arguments.cpu_minutes)
+    recipe = DictionaryRecipe(seed=arguments.seed, cpu_minutes=arguments.cpu_minutes)
+    return _train(
+        arguments.output, lambda report: train_dictionary(recipe, arguments.output, report=report)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeArguments:
+    """Train the small model of Python source code, and its d = 1 control. The same command continues."""
+
+    output: Path
+    """Directory for the model, its recipe, checkpoints and metrics; the control goes to `control` in it."""
+    cpu_minutes: float = 28.0
+    """Processor minutes of all threads together to train the model. The data take about one more, the control nearly
+    as much again."""
+    seed: int = 0
+    """Of weights and data."""
+
+
+def run_code(arguments: CodeArguments) -> int | None:
+    from longfocus.training.code import train_code
+    from longfocus.training.code_recipe import CodeRecipe
+
+    _check_minutes(arguments.cpu_minutes)
+    recipe = CodeRecipe(seed=arguments.seed, cpu_minutes=arguments.cpu_minutes)
+    return _train(
+        arguments.output,
+        lambda report: train_code(
+            recipe, arguments.output, report=report, prepare=_log_preparation()
+        ),
+    )
+
+
+def _log_preparation() -> "Callable[[str, int, int], None]":
+    """Says when a step of the preparation of data begins, and every 20 seconds how far it is."""
+    import time
+
+    from rich.console import Console
+
+    from longfocus.cli.progress import LOG_SECONDS
+
+    console, last = Console(stderr=True), {"what": "", "time": 0.0}
+
+    def show(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != last["what"] or now - last["time"] > LOG_SECONDS:
+            last.update(what=what, time=now)
+            console.print(f"{what}  {done / max(total, 1):.0%}", highlight=False)
+
+    return show
+
+
+SUBCOMMANDS = {
+    "dictionary": (DictionaryArguments, run_dictionary),
+    "code": (CodeArguments, run_code),
+}
+
+
+def _check_minutes(cpu_minutes: float) -> None:
+    from longfocus.errors import LongFocusError
+
+    if not cpu_minutes > 0:
+        raise LongFocusError(
+            f"--cpu-minutes must be more than 0. Got {cpu_minutes}. Leave it out for the time of the shipped model."
+        )
+
+
+def _train(output: Path, trainer: "Trainer") -> int | None:
+    """Run a trainer with live progress and say how it ended."""
+    from rich.console import Console
+
+    from longfocus.cli.progress import training_progress
+    from longfocus.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    console = Console(stderr=True)
+    with training_progress(console) as report:
+        outcome = trainer(report)
+    if outcome.ending == "interrupted":
+        console.print(
+            "Stopped; everything is saved. The same command goes on from here.", highlight=False
+        )
+        return INTERRUPTED
+    for stage in outcome.stages:
+        console.print(
+            f"{stage['name']}: {stage['steps']} steps, accuracy {stage['accuracy']:.1%}, "
+            f"{stage['cpu_seconds'] / 60:.1f} CPU-minutes since the start",
+            highlight=False,
+        )
+    console.print(f"The trained model is in {output}", highlight=False, soft_wrap=True)
+    return None

@@ -1,0 +1,227 @@
+"""The attention functions `focus_<base>`: what a memory layer computes inside a stock model.
+
+    stock attention module                      a pre-hook gave it the identity rotation, so that
+      q, k, v un-rotated                        its own code hands over un-rotated queries and keys
+      cache.update(k, v) -> window, un-rotated
+      focus_<base>(module, q, k, v, mask)
+        rotate q and the new k                  the architecture's own apply_rotary_pos_emb
+        nothing but the window to see?          -> the base function: bit for bit the plain model
+        a plan (training)?                      -> crossbatch attention
+        memory?                                 -> merge(window, search of all parts)
+
+Layers without memory go straight to the base function. What a call needs travels in kwargs, or in the cache for
+architectures that drop unknown kwargs; never in module or global state.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from longfocus.config import FocusConfig
+from longfocus.core.attention import Partial, attend, gate, merge, sink
+from longfocus.core.crossbatch import attend_rows
+from longfocus.errors import LongFocusError
+from longfocus.hf.cache import FocusCache
+from longfocus.hf.rotary import CosSin, Rotary, identity
+from longfocus.hf.trace import Trace
+from longfocus.hf.window import MemoryLayer
+from longfocus.memory import SEARCHES
+
+PREFIX = "focus_"
+GATE = "focus_gate"
+
+# Keyword arguments of attention functions that change nothing in what memory attention computes.
+_HARMLESS = {
+    "is_causal",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_ids",
+    "sliding_window",
+    "use_cache",
+}
+
+
+class ReadingDone(Exception):
+    """The last memory layer has stored a window that is only read; nothing after it can matter."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one forward pass of an attached model tells its memory layers."""
+
+    config: FocusConfig
+    cache: FocusCache | None = None
+    plan: Tensor | None = None
+    """Crossbatch plan `[rows, contexts]`, checked."""
+    valid: Tensor | None = None
+    """Real tokens `[rows, length]` as other rows of a crossbatch see them."""
+    stops_after: int | None = None
+    """Layer after whose keys and values the pass may stop, in a window that is only read."""
+    trace: Trace | None = None
+    passed: frozenset[str] = frozenset()
+    """Names of keyword arguments that the caller of the model passed down; they are not the attention's."""
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """A `Call` at one memory layer, with the true rotation that the hook withheld from the module."""
+
+    call: Call
+    layer: int
+    rotary: Rotary
+    position_embeddings: CosSin
+
+
+class FocusHook:
+    """Forward pre-hook of a memory layer's attention module: withholds the rotation and finds the call."""
+
+    def __init__(self, layer: int, rotary: Rotary) -> None:
+        self.layer, self.rotary = layer, rotary
+
+    def __call__(
+        self, module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
+        # the two names that architectures use for their cache
+        cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
+        call = kwargs.pop("focus_call", None) or getattr(cache, "call", None)
+        if call is None or "position_embeddings" not in kwargs:
+            raise LongFocusError(
+                f"A memory layer of {type(module).__name__} was run outside of the attached model's forward, so it "
+                "cannot know its memory. Call the model itself, not model.model; attach before accelerate or "
+                "device_map wrap it; and turn gradient checkpointing off for this architecture, which drops what a "
+                "recomputed layer needs."
+            )
+        rotation = kwargs["position_embeddings"]
+        kwargs["position_embeddings"] = identity(rotation)
+        kwargs["focus_layer"] = LayerCall(call, self.layer, self.rotary, rotation)
+        return args, kwargs
+
+
+def register(base: str) -> str:
+    """Register `focus_<base>` for attention and masks; returns its name."""
+    name = PREFIX + base
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, partial(_focus_attention, base))
+    if name not in ALL_MASK_ATTENTION_FUNCTIONS:
+        # without a mask function of its own a model would get no mask, and padding would be ignored
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    return name
+
+
+def _focus_attention(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    focus_layer: LayerCall | None = None,
+    focus_call: Call | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    del focus_call
+    plain = _base_function(base, module)
+    if focus_layer is None:
+        return plain(module, query, key, value, attention_mask, **kwargs)
+    call = focus_layer.call
+    if call.stops_after == focus_layer.layer and call.config.positions != "true":
+        raise ReadingDone
+    query, key, first_key = _rotate(focus_layer, query, key)
+    if call.stops_after == focus_layer.layer:
+        raise ReadingDone
+    layer = None if call.cache is None else call.cache.windows[focus_layer.layer]
+    parts = layer.parts() if isinstance(layer, MemoryLayer) else []
+    plan = call.plan if call.plan is not None and call.plan.shape[1] else None
+    if call.trace is not None:
+        call.trace.begin(focus_layer.layer, query.shape[0])
+    if not parts and plan is None:
+        return plain(module, query, key, value, attention_mask, **kwargs)
+    scoring = _scoring(module, query, kwargs, call.passed)
+    local = _local(query, key, value, attention_mask, scoring, kwargs.get("s_aux"))
+    if plan is not None:
+        other = attend_rows(query, first_key, value, plan, valid=call.valid, **scoring)
+    else:
+        other = SEARCHES[call.config.search](query, parts, top_k=call.config.top_k, **scoring)
+    is_gated = call.config.merge == "gate"
+    joint = gate(local, other, getattr(module, GATE)) if is_gated else merge([local, other])
+    if call.trace is not None and parts:
+        # with a gate, exp(score) is divided by the memory's own sum, and the result takes the gate's share
+        total = (
+            other.lse - functional.logsigmoid(getattr(module, GATE))[:, None]
+            if is_gated
+            else joint.lse
+        )
+        top_k = call.config.top_k if call.config.search == "exact" else None
+        call.trace.look(focus_layer.layer, query, parts, total, top_k=top_k, **scoring)
+    return joint.output.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+def _rotate(focus: LayerCall, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries, rotated keys of the whole window, and its keys as at the first position."""
+    if focus.call.config.positions == "none" or not focus.rotary.is_used:
+        return query, key, key
+    new = key[:, :, -query.shape[2] :]
+    first_key = focus.rotary.at_first_position(key) if focus.call.plan is not None else key
+    query, new = focus.rotary.rotate(query, new, focus.position_embeddings)
+    layer = None if focus.call.cache is None else focus.call.cache.windows[focus.layer]
+    return query, layer.push_rotated(new) if isinstance(layer, MemoryLayer) else new, first_key
+
+
+def _local(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scoring: dict[str, Any],
+    sinks: Tensor | None,
+) -> Partial:
+    """Attention over the window, under the mask that the model made for it."""
+    bias = mask
+    if mask is not None and mask.dtype == torch.bool:
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    local = attend(
+        query, key, value, bias=bias, causal=mask is None and query.shape[2] > 1, **scoring
+    )
+    return local if sinks is None else sink(local, sinks)
+
+
+def _scoring(
+    module: nn.Module, query: Tensor, kwargs: dict[str, Any], passed: frozenset[str]
+) -> dict[str, Any]:
+    """Scale and softcap of the module's scores; refuses what a merged softmax could not honour."""
+    known = _HARMLESS | {"scaling", "dropout", "softcap", "s_aux"} | passed
+    unknown = sorted(
+        name for name, value in kwargs.items() if name not in known and value is not None
+    )
+    if unknown:
+        raise LongFocusError(
+            f"{type(module).__name__} passes {unknown} to its attention, which memory attention does not know how to "
+            "honour. Please report the architecture; until then it cannot use its memory."
+        )
+    if kwargs.get("dropout") and module.training:
+        raise LongFocusError(
+            f"Memory layers do not support attention dropout. Got {kwargs['dropout']}. "
+            "Set model.config.attention_dropout = 0 before attaching."
+        )
+    scale = kwargs.get("scaling")
+    return {
+        "scale": query.shape[-1] ** -0.5 if scale is None else scale,
+        "softcap": kwargs.get("softcap"),
+    }
+
+
+def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    if base == "eager":
+        # not in transformers' table: every architecture has its own
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[base]

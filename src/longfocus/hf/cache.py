@@ -1,0 +1,301 @@
+"""`FocusCache`: the window of every layer, and the memory of the memory layers, as a transformers cache.
+
+    seen     |<------- evicted: start ------->|<- local ->|  new tokens
+    layers   lost (memory layers: in memory)    window       of this call
+
+`get_seq_length` counts all tokens ever seen, because `generate` slices its inputs by it. The masks that a model makes
+are those of the window alone. Documents are no part of either: they are looked into, never counted.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from longfocus.config import FocusConfig, Search
+from longfocus.core.positions import Origin, find_origin
+from longfocus.errors import LongFocusError
+from longfocus.hf.layers import kv_heads_and_dim
+from longfocus.hf.window import MemoryLayer, WindowLayer
+from longfocus.memory import Part
+from longfocus.memory.document import DocumentMemory, check_document
+
+if TYPE_CHECKING:
+    from longfocus.hf.attention import Call
+
+
+class FocusCache(Cache):
+    """Window and memory of one batch of conversations with an attached model; updated in place.
+
+    `documents` are read-only and shared by all rows. `search`, `top_k`, `memory_dtype` override the model's
+    `FocusConfig` for this cache alone. Raises LongFocusError if the model has no memory attached, or a document was
+    read by a model with other memory layers or positions.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        documents: Iterable[DocumentMemory] = (),
+        *,
+        search: Search | None = None,
+        top_k: int | None = None,
+        memory_dtype: str | None = None,
+        config: FocusConfig | None = None,
+    ) -> None:
+        attachment = getattr(model, "focus", None)
+        if attachment is None:
+            raise LongFocusError(
+                f"FocusCache needs a model with memory attached. Got {type(model).__name__}. "
+                "Call longfocus.attach(model, longfocus.FocusConfig(...)) first."
+            )
+        changes = {"search": search, "top_k": top_k, "memory_dtype": memory_dtype}
+        base = config or attachment.config
+        self.config = FocusConfig.from_dict(
+            {
+                **base.to_dict(),
+                **{name: value for name, value in changes.items() if value is not None},
+            }
+        )
+        self.documents = tuple(documents)
+        for document in self.documents:
+            check_document(document, self.config, kv_heads_and_dim(model.config))
+        dtype = (
+            None if self.config.memory_dtype is None else getattr(torch, self.config.memory_dtype)
+        )
+        self.windows: list[WindowLayer] = [
+            MemoryLayer(
+                attachment.rotaries[i],
+                self.config.positions,
+                [d.layers[i] for d in self.documents],
+                dtype,
+            )
+            if i in attachment.rotaries
+            else WindowLayer()
+            for i in range(attachment.num_layers)
+        ]
+        super().__init__(layers=list(self.windows))
+        self.call: Call | None = None
+        """What the forward pass in progress passes down to the attention of memory layers."""
+        self.is_assisted = False
+        """Whether `generate` is decoding with an assistant, whose guesses come with the tokens given."""
+        self._lines: tuple[int, ...] | None = None
+        self._valid: Tensor | None = None
+        self._origin: Origin | None = None
+        self._length = 0
+
+    @property
+    def local(self) -> int:
+        """Tokens in the window."""
+        return self._length - self.start
+
+    @property
+    def start(self) -> int:
+        """Tokens that have left the window."""
+        return self.windows[0].start
+
+    def window_length(self, layer: int = 0) -> int:
+        """Tokens in the window of `layer`."""
+        return self.windows[layer].local
+
+    def memory_length(self, layer: int) -> int:
+        """Evicted conversation tokens that `layer` remembers; 0 for layers without memory. Documents not counted."""
+        found = self.windows[layer]
+        return len(found.store) if isinstance(found, MemoryLayer) else 0
+
+    def has_memory(self) -> bool:
+        """Whether any memory layer has something to look into beyond the window."""
+        return any(layer.parts() for layer in self.windows if isinstance(layer, MemoryLayer))
+
+    def window_keys(self, layer: int) -> Tensor:
+        """Keys of the window `[batch, kv_heads, window, head_dim]`: un-rotated in memory layers."""
+        return _present(self.windows[layer].keys, layer)
+
+    def window_values(self, layer: int) -> Tensor:
+        """Values of the window `[batch, kv_heads, window, head_dim]`."""
+        return _present(self.windows[layer].values, layer)
+
+    def memory_keys(self, layer: int) -> Tensor:
+        """Keys of the conversation's own memory, copied together: `[batch, kv_heads, tokens, head_dim]`."""
+        return torch.cat([p.key[list(p.rows or ())] for p in self._own(layer)], dim=2)
+
+    def memory_values(self, layer: int) -> Tensor:
+        """Values of the conversation's own memory, as `memory_keys`."""
+        return torch.cat([p.value[list(p.rows or ())] for p in self._own(layer)], dim=2)
+
+    def memory_valid(self, layer: int) -> Tensor:
+        """Which entries of the own memory are real tokens `[batch, tokens]`; the others are padding."""
+        found = []
+        for part in self._own(layer):
+            rows = list(part.rows or ())
+            is_real = torch.ones(len(rows), len(part), dtype=torch.bool)
+            found.append(is_real if part.valid is None else part.valid[rows].cpu())
+        return torch.cat(found, dim=1)
+
+    def _own(self, layer: int) -> list[Part]:
+        found = self.windows[layer]
+        if not isinstance(found, MemoryLayer):
+            raise LongFocusError(
+                f"Layer {layer} has no memory. It is in {self.config.memory_layers}."
+            )
+        parts = found.store.parts()
+        if not parts:
+            raise LongFocusError(
+                f"The memory of layer {layer} is empty. Nothing has left its window yet."
+            )
+        return parts
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """All conversation tokens ever seen: evicted and in the window."""
+        return self._length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.windows[layer_idx].local
+
+    def place(self, positions: Tensor, is_real: Tensor | None) -> Tensor:
+        """Offsets in the window `[batch, new]` of new tokens at `positions`, those of the caller's numbering."""
+        if self._origin is None or (is_real is not None and not bool(self._origin.is_placed.all())):
+            # under the published rules a window may be longer than config.window
+            window = max(self.config.window, self.local + positions.shape[1])
+            self._origin = find_origin(positions, is_real, window, self._origin)
+        return (positions - self._origin.position).clamp_(min=0)
+
+    def extend(self, tokens: int, valid: Tensor | None) -> None:
+        """Account for `tokens` new tokens; `valid` `[batch, local + tokens]` marks what is real in the window."""
+        if valid is None and self._valid is not None:
+            valid = torch.nn.functional.pad(self._valid, (0, tokens), value=True)
+        self._valid = valid
+        self._length += tokens
+
+    def see(self, valid: Tensor | None) -> None:
+        """Take the caller's word of what is real among the tokens already in the window; None is all of them."""
+        self._valid = valid
+
+    def tell_rows_apart(self, inputs: list[Tensor]) -> None:
+        """Take note of which neighbouring rows still have the same history: they will share lines of memory."""
+        rows = max((len(tensor) for tensor in inputs), default=1)
+        if rows == 1:
+            self._lines = (0,)
+            return
+        before = self._lines or (0,) * rows
+        differs = torch.zeros(max(rows - 1, 0), dtype=torch.bool)
+        for tensor in inputs:
+            if len(tensor) == rows > 1:
+                differs |= (tensor[1:] != tensor[:-1]).flatten(1).any(1).cpu()
+        lines = [0]
+        for row in range(1, rows):
+            is_new = bool(differs[row - 1]) or before[row] != before[row - 1]
+            lines.append(lines[-1] + is_new)
+        self._lines = tuple(lines)
+
+    def evict(self, *, can_undo: bool = True) -> None:
+        """Empty the window: memory layers remember it, the others forget it."""
+        tokens = self.local
+        for layer in self.windows:
+            # all of them before any is changed
+            layer.check(self._valid)
+        self._undo = (tokens, self._valid, self._origin) if can_undo else None
+        for layer in self.windows:
+            layer.evict(tokens, self._valid, can_undo, self._lines)
+        self._valid = None
+        if self.config.positions != "true":
+            self._origin = None
+
+    def rewind(self) -> None:
+        """Forget what an unfinished forward pass has left in the windows of some layers."""
+        for layer in self.windows:
+            layer.keep(self.local)
+
+    def clear_window(self) -> None:
+        """Forget what stands in the window, also if a forward pass was interrupted half-way."""
+        self._length = self.start
+        self._valid = self._origin = None
+        for layer in self.windows:
+            layer.clear()
+
+    _undo: tuple[int, Tensor | None, Origin | None] | None = None
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether tokens can be taken back: not under the published rules."""
+        return self.config.split != "longllama"
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens, taking back the latest eviction if they reach behind it."""
+        if tokens_to_remove > 0:
+            raise LongFocusError(
+                f"crop takes the number of tokens to remove as a negative number. Got {tokens_to_remove}. "
+                f"Use crop({-tokens_to_remove})."
+            )
+        remove = -tokens_to_remove
+        if remove == 0:
+            return
+        if self.config.split == "longllama":
+            raise LongFocusError(
+                "split='longllama' cannot take tokens back: the published rules evict a whole window as soon as the "
+                "next tokens do not fit. Use FocusConfig(split='when_needed') for assisted decoding."
+            )
+        reach = self.local + (0 if self._undo is None else self._undo[0])
+        if remove > reach:
+            raise LongFocusError(
+                f"Cannot remove {remove} tokens: only the window and the one evicted last can be taken back, {reach} "
+                "tokens here. Remove fewer, or start a new FocusCache."
+            )
+        # also when just the tokens behind the eviction go: it would not have come without them
+        if remove >= self.local and self._undo is not None:
+            remove -= self.local
+            self._length -= self.local
+            tokens, self._valid, self._origin = self._undo
+            for layer in self.windows:
+                layer.undo_evict(tokens)
+            self._undo = None
+        for layer in self.windows:
+            layer.crop(-remove)
+        self._length -= remove
+        if self._valid is not None:
+            self._valid = self._valid[:, : self.local]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row b becomes row `beam_idx[b]`: windows are copied, memory is only renumbered."""
+        for layer in self.windows:
+            layer.select(beam_idx)
+        self._undo = None
+        if self._lines is not None:
+            self._lines = tuple(self._lines[row] for row in beam_idx.tolist())
+        if self._valid is not None:
+            self._valid = self._valid[beam_idx.to(self._valid.device)]
+        # an origin found without padding may be one for all rows
+        if self._origin is not None and len(self._origin.position) > 1:
+            self._origin = Origin(*(t[beam_idx.to(t.device)] for t in self._origin))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero()[:, 0]
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.reorder_cache(torch.arange(self.rows or 0).repeat_interleave(repeats))
+
+    @property
+    def rows(self) -> int | None:
+        """Batch rows that the cache holds; None while it is empty."""
+        for layer in self.windows:
+            if layer.local and layer.keys is not None:
+                return layer.keys.shape[0]
+            if isinstance(layer, MemoryLayer) and layer.store.parts():
+                return len(layer.store.parts()[0].rows or ())
+        return None
+
+    def reset(self) -> None:
+        super().reset()
+        self._valid = self._origin = self._undo = self._lines = None
+        self._length = 0
+
+
+def _present(pairs: Tensor | None, layer: int) -> Tensor:
+    if pairs is None:
+        raise LongFocusError(
+            f"The window of layer {layer} is empty. Run the model with this cache first."
+        )
+    return pairs

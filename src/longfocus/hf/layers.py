@@ -1,0 +1,47 @@
+"""Where things are in a stock model: its attention modules, its vocabulary."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """The self-attention module of every decoder layer, by layer number."""
+    found: dict[int, nn.Module] = {}
+    for module in model.modules():
+        # layer_idx is what transformers calls it in every architecture with a cache
+        layer = getattr(module, "layer_idx", None)
+        if type(module).__name__.endswith("Attention") and isinstance(layer, int):
+            found[layer] = module
+    return found
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Rows of the input embedding, which may be more than the tokenizer has tokens."""
+    # peft wraps the embedding, but leaves it its weight
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]
+
+
+def kv_heads_and_dim(config: Any) -> tuple[int, int]:
+    """Number and size of the key heads of a stock configuration, which may leave both to be derived."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """In eval mode; every module's own mode is as before afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,97 @@
+"""Load models that carry a memory: saved by LongFocus, published as LongLLaMA, or shipped with the package."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from longfocus.config import FocusConfig
+from longfocus.errors import LongFocusError
+from longfocus.hf import longllama
+from longfocus.hf.attach import attach
+from longfocus.hf.model import FocusMixin, focus_class, stock_class
+
+_SHIPPED = Path(__file__).parents[1] / "models"
+
+
+def from_pretrained(path: str | Path, *, verify: bool = True, **kwargs: Any) -> FocusMixin:
+    """Load a model with its memory attached, in eval mode.
+
+    `path` is a folder or hub id of a model saved with memory attached (`save_pretrained`) or of a published LongLLaMA
+    checkpoint, or the name of a shipped model: "dictionary", "code". `kwargs` go to the library's `from_pretrained`
+    (dtype, device_map, ...). Raises LongFocusError if the checkpoint has no memory.
+    """
+    place = resolve(path)
+    config = _config(place, kwargs)
+    focus = FocusConfig.from_dict(config.focus)
+    stock = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if stock is None:
+        raise LongFocusError(
+            f"{place} holds a {config.model_type} model, which is not a causal language model."
+        )
+    model: PreTrainedModel = focus_class(stock).from_pretrained(place, config=config, **kwargs)
+    if "forward" in model.__dict__:
+        # accelerate spread it over devices; its hooks hold the class, so the plain model cannot be asked
+        return attach(model, focus, verify=False)
+    model.__class__ = stock_class(type(model))
+    return attach(model, focus, verify=verify)
+
+
+def tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model: a folder, a hub id, or the name of a shipped model ("code")."""
+    place = resolve(path)
+    folder = Path(place)
+    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+        raise LongFocusError(
+            f"{path} has no tokenizer: its model reads token ids. Give the ids to Session.read and generate directly."
+        )
+    found = AutoTokenizer.from_pretrained(place, **kwargs)
+    assert isinstance(found, PreTrainedTokenizerBase)
+    return found
+
+
+def resolve(path: str | Path) -> str:
+    """The folder of a shipped model of that name; anything else unchanged."""
+    shipped = _SHIPPED / str(path)
+    # a model of the user's own comes first
+    if not (Path(path) / "config.json").is_file() and (shipped / "config.json").is_file():
+        return str(shipped)
+    return str(path)
+
+
+def _config(place: str, kwargs: dict[str, Any]) -> PreTrainedConfig:
+    hub = {
+        name: kwargs[name]
+        for name in ("revision", "cache_dir", "token", "local_files_only")
+        if name in kwargs
+    }
+    try:
+        written, _ = PreTrainedConfig.get_config_dict(place, **hub)
+    except OSError as error:
+        raise LongFocusError(
+            f"No model found at {place!r}: {error}\nGive a folder with config.json, a hub id, or one of the shipped "
+            f"models: {', '.join(sorted(p.name for p in _SHIPPED.glob('*')))}."
+        ) from error
+    if written.get("model_type") == longllama.MODEL_TYPE:
+        llama, focus = longllama.to_llama(written)
+        config = AutoConfig.for_model(**llama)
+        config.focus = focus.to_dict()
+        return config
+    if not written.get("focus"):
+        raise LongFocusError(
+            f"{place} is a {written.get('model_type')} checkpoint without memory. Load it with transformers, then "
+            "longfocus.attach(model, longfocus.FocusConfig(memory_layers=..., window=...))."
+        )
+    try:
+        return AutoConfig.from_pretrained(place, **hub)
+    except ValueError as error:
+        raise LongFocusError(
+            f"The model at {place!r} is of a kind that transformers does not know: {error}"
+        ) from error

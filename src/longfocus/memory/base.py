@@ -1,0 +1,184 @@
+"""What a memory layer looks into, and the contract of a search.
+
+    Part     pairs that lie together: storage, which batch row owns which line of it, what is visible
+    Search   a function over any number of parts: one Partial for the memory layer to merge with its window
+
+A growing memory and a document give parts; a search never needs to know which. To add a search: one function
+with the signature of `Search`, one line in `memory.SEARCHES`, one line in the docs; the contract test runs over
+that table.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from longfocus.core.attention import Partial, attend, merge, nothing
+from longfocus.core.blocked import exact_dtype
+
+# Components of keys converted to another number type at a time.
+CONVERTED_ELEMENTS = 2**24
+# Scores held at a time while searching, in elements.
+SEARCH_ELEMENTS = 2**23
+
+
+class Hits(NamedTuple):
+    """The best keys of one part for every query and query head, best first."""
+
+    scores: Float[Tensor, "batch heads query k"]
+    """query . key * scale, before any softcap; -inf where there are fewer than k visible keys."""
+    positions: Int[Tensor, "batch heads query k"]
+    """Places in the part."""
+
+
+class Search(Protocol):
+    """Attention of every query over (some of) the pairs of all parts."""
+
+    def __call__(
+        self,
+        query: Float[Tensor, "batch heads query dim"],
+        parts: Sequence["Part"],
+        *,
+        scale: float,
+        softcap: float | None = None,
+        top_k: int = 1,
+    ) -> Partial: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pairs of one memory layer that lie together and are never copied to be looked at.
+
+    `key`, `value` are `[lines, kv_heads, pairs, dim]`, `valid` `[lines, pairs]` (None: all are real). `rows[b]` is
+    the line that batch row b sees; None: every row sees line 0 (a document). Beams and the questions of a batch
+    share lines.
+    """
+
+    key: Float[Tensor, "lines kv_heads pairs dim"]
+    value: Float[Tensor, "lines kv_heads pairs dim"]
+    valid: Bool[Tensor, "lines pairs"] | None = None
+    rows: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return self.key.shape[2]
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch heads query dim"],
+        *,
+        scale: float,
+        softcap: float | None = None,
+    ) -> Partial:
+        """Attention over all pairs of the part."""
+        return Partial(*self._by_line(query, partial(_attend, scale=scale, softcap=softcap)))
+
+    def search(
+        self, query: Float[Tensor, "batch heads query dim"], k: int, *, scale: float
+    ) -> Hits:
+        """The k pairs with the largest inner product, per query and query head (fewer if the part is smaller)."""
+        if len(self) == 0:
+            empty = query.new_empty((*query.shape[:3], 0))
+            return Hits(empty.to(exact_dtype(query)), empty.long())
+        with torch.no_grad():
+            return Hits(*self._by_line(query, partial(_best, k=min(k, len(self)), scale=scale)))
+
+    def take(
+        self, positions: Int[Tensor, "batch heads query k"]
+    ) -> tuple[Float[Tensor, "batch heads query k dim"], Float[Tensor, "batch heads query k dim"]]:
+        """Keys and values at the given places, for every query and query head."""
+        batch, heads = positions.shape[:2]
+        line = (
+            torch.zeros(batch, dtype=torch.long) if self.rows is None else torch.tensor(self.rows)
+        )
+        head = torch.arange(heads) // (heads // self.key.shape[1])
+        index = (line[:, None, None, None], head[None, :, None, None], positions)
+        return self.key[index], self.value[index]
+
+    def of_row(self, row: int) -> "Part":
+        """The same pairs as a batch of that one row sees them."""
+        return self if self.rows is None else replace(self, rows=(self.rows[row],))
+
+    def _by_line(
+        self,
+        query: Tensor,
+        answer: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """Run `answer` once per line, with the queries of all rows that share it side by side."""
+        batch = query.shape[0]
+        if self.rows is not None and self.rows == tuple(range(self.key.shape[0])):
+            return answer(query, self.key, self.value, self.valid)
+        owners = (0,) * batch if self.rows is None else self.rows
+        found: list[tuple[Tensor, Tensor] | None] = [None] * batch
+        for line in sorted(set(owners)):
+            sharing = [row for row in range(batch) if owners[row] == line]
+            # (rows, heads, query, dim) -> (1, heads, rows * query, dim)
+            side_by_side = query[sharing].transpose(0, 1).flatten(1, 2)[None]
+            own = slice(line, line + 1)
+            valid = None if self.valid is None else self.valid[own]
+            both = answer(side_by_side, self.key[own], self.value[own], valid)
+            split = [t[0].unflatten(1, (len(sharing), -1)).transpose(0, 1) for t in both]
+            for place, row in enumerate(sharing):
+                found[row] = (split[0][place], split[1][place])
+        first, second = zip(*(pair for pair in found if pair is not None), strict=True)
+        return torch.stack(first), torch.stack(second)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    valid: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Partial:
+    """Attention over the pairs of one line, in the number type of the query.
+
+    Pairs of another type are converted some at a time: the whole memory is never held twice.
+    """
+    device = query.device.type
+    wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    each = key.shape[0] * key.shape[1] * key.shape[3]
+    step = CONVERTED_ELEMENTS // each if key.dtype != wanted else key.shape[2]
+    found = []
+    for start in range(0, key.shape[2], max(step, 1)):
+        own = slice(start, start + step)
+        pairs = (t[:, :, own].to(query.dtype) for t in (key, value))
+        seen = None if valid is None else valid[:, own]
+        found.append(attend(query, *pairs, scale=scale, valid=seen, softcap=softcap))
+    return merge(found) if found else nothing(query)
+
+
+def _best(
+    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, *, k: int, scale: float
+) -> Hits:
+    """Exact top-k by one scan over the keys, block by block with a running best."""
+    del value
+    batch, heads, queries, _ = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    folded = query.unflatten(1, (kv_heads, -1)).flatten(
+        2, 3
+    )  # (batch, kv_heads, groups * query, dim)
+    block = max(k, SEARCH_ELEMENTS // max(folded.shape[:-1].numel(), 1), 128)
+    best = None
+    for start in range(0, keys, block):
+        stop = min(start + block, keys)
+        scores = (folded @ key[:, :, start:stop].to(query.dtype).mT).to(exact_dtype(query)) * scale
+        if valid is not None:
+            scores.masked_fill_(~valid[:, None, None, start:stop], -torch.inf)
+        top = scores.topk(min(k, stop - start), dim=-1)
+        hits = Hits(top.values, top.indices + start)
+        best = hits if best is None else _better(best, hits, k)
+    assert best is not None
+    shape = (batch, heads, queries, -1)
+    return Hits(best.scores.reshape(shape), best.positions.reshape(shape))
+
+
+def _better(one: Hits, other: Hits, k: int) -> Hits:
+    scores = torch.cat([one.scores, other.scores], -1)
+    top = scores.topk(min(k, scores.shape[-1]), dim=-1)
+    return Hits(top.values, torch.cat([one.positions, other.positions], -1).gather(-1, top.indices))

@@ -1,0 +1,70 @@
+"""The directory that a training writes: which one may be used, and what was trained there."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from longfocus.errors import LongFocusError
+
+RECIPE_FILE = "recipe.json"
+MODEL_FILE = "config.json"
+MAY_CHANGE = ("cpu_minutes",)
+
+
+def open_output(directory: Path, recipe: Mapping[str, Any]) -> bool:
+    """Make `directory` ready for a training by `recipe` and write the recipe; True if it is finished already.
+
+    A new or empty directory is taken, one with the same recipe is continued (only `cpu_minutes` may differ).
+    Raises LongFocusError for every other one.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise LongFocusError(
+            f"The output directory cannot be made: {directory} ({error.strerror}). Choose a directory that may "
+            "be written to."
+        ) from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise LongFocusError(
+            f"The output directory cannot be written to: {directory}. Choose another, or change its rights."
+        )
+    wanted = json.loads(json.dumps(dict(recipe)))
+    file = directory / RECIPE_FILE
+    if file.exists():
+        _check_same(directory, _read(file), wanted)
+    elif next(directory.iterdir(), None) is not None:
+        raise LongFocusError(
+            f"The output directory is not empty and holds no {RECIPE_FILE} of a training to go on with: "
+            f"{directory}. Choose a new directory, or empty this one."
+        )
+    if (directory / MODEL_FILE).exists():
+        return True
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(wanted, indent=2) + "\n")
+    temporary.replace(file)
+    return False
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (json.JSONDecodeError, TypeError, ValueError):
+        raise LongFocusError(
+            f"{file} is not a recipe that LongFocus wrote. Choose a new directory, or remove the file."
+        ) from None
+
+
+def _check_same(directory: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    names = sorted((set(found) | set(wanted)) - set(MAY_CHANGE))
+    differing = [
+        f"{name}: there {found.get(name)!r}, asked {wanted.get(name)!r}"
+        for name in names
+        if found.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise LongFocusError(
+            f"{directory} holds a training by another recipe ({'; '.join(differing)}). Give the same options to "
+            "continue it, or another directory."
+        )

@@ -1,0 +1,81 @@
+"""The demo does the main job on real text, with the shipped models, through the public API."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longfocus.cli import main as cli
+from longfocus.cli.tables import parse_lengths
+from longfocus.errors import LongFocusError
+
+
+def demo(folder: Path, *options: str) -> dict:
+    code = cli.main(
+        ["demo", "--json", str(folder / "out.json"), "--plot", str(folder / "out.png"), *options]
+    )
+    assert code == 0
+    return json.loads((folder / "out.json").read_text())
+
+
+def test_the_demo_finds_what_it_hid_and_the_plain_model_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = demo(tmp_path, "--tokens", "4K")
+    for kind in ("passkey", "passkey_hard", "dictionary"):
+        (row,) = found[kind]
+        assert row["tokens"] >= 4096
+        assert row["accuracy"] > 0.9
+        assert row["accuracy_without_memory"] < 0.1
+        assert row["memory_bytes"] > 0
+    assert found["passkey"][0]["accuracy_one_key"] == 1.0
+    assert "accuracy_d1" in found["passkey_hard"][0]
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "out.png" in printed
+    assert "Where it looked" in printed
+    # nothing but what was asked for
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.png"]
+
+
+def test_the_demo_reads_a_file_of_the_users(tmp_path: Path) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text(
+        "It was a bright cold day in April, and the clocks were striking thirteen.\n" * 400
+    )
+    (tmp_path / "out").mkdir()
+    found = demo(tmp_path / "out", "--tokens", "4K", "--file", str(text))
+    assert found["passkey"][0]["accuracy"] > 0.5
+
+
+@pytest.mark.long
+def test_the_numbers_of_the_readme_hold_at_64_thousand_tokens(tmp_path: Path) -> None:
+    found = demo(tmp_path, "--tokens", "64K")
+    plain, hard, dictionary = (
+        found[kind][-1] for kind in ("passkey", "passkey_hard", "dictionary")
+    )
+    assert plain["accuracy"] == plain["accuracy_one_key"] == 1.0
+    assert hard["accuracy"] >= 0.9
+    assert hard["accuracy"] > hard["accuracy_d1"]
+    assert dictionary["accuracy"] >= 0.98
+
+
+def test_one_length_stands_for_all_up_to_it() -> None:
+    assert parse_lengths(["64K"]) == [4096, 16_384, 65_536]
+    assert parse_lengths(["16M"])[-2:] == [4 * 1024**2, 16 * 1024**2]
+    assert parse_lengths(["16K", "1k"]) == [1024, 16_384]
+
+
+@pytest.mark.parametrize("wrong", ["", "many", "0", "12", "-4K", "4G"])
+def test_a_length_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(LongFocusError, match="--tokens"):
+        parse_lengths([wrong])
+
+
+def test_output_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["demo", "--json", str(tmp_path / "missing" / "out.json")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert cli.main(["demo", "--file", str(tmp_path / "missing.txt")]) == 2
+    assert "is not a file" in capsys.readouterr().err

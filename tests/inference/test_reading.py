@@ -1,0 +1,268 @@
+"""Reading makes one document memory of a source: the same pairs, however they are read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import (
+    TEXT,
+    WINDOW,
+    assert_same_pairs,
+    byte_tokenizer,
+    ids_of,
+    keys,
+    session,
+    small_model,
+)
+from torch import Tensor
+
+import longfocus
+from longfocus.hf.attachment import Attachment
+from longfocus.memory import Part
+
+every_memory = pytest.mark.parametrize("layers", [(1,), (0, 1)], ids=str)
+every_position = pytest.mark.parametrize("positions", ["window_start", "none"])
+
+
+@pytest.fixture
+def one_window_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longfocus.inference.reader.BATCH_TOKENS", 1)
+
+
+@every_memory
+def test_every_kind_of_source_gives_the_same_document(
+    layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(TEXT.encode())
+    pieces = [TEXT[:1], "", TEXT[1:40], TEXT[40:41], TEXT[41:]]
+    reading = session(layers)
+    first = reading.read(TEXT)
+    assert first.token_ids.equal(ids_of(TEXT))
+    texts = [file, pieces, iter(pieces), (piece for piece in pieces)]
+    for source in texts:
+        found = reading.read(source)
+        assert_same_pairs(found, first)
+        assert found.text == first.text == TEXT
+        assert found.offsets is not None
+        assert found.offsets.equal(first.offsets)
+    ids = ids_of(TEXT)
+    for given in (ids, ids.tolist(), tuple(ids.tolist()), ids[None], ids.int(), ids.numpy()):
+        found = reading.read(given)
+        assert_same_pairs(found, first)
+        assert found.text is found.offsets is None
+    assert len(reading.documents) == 11
+    assert reading.tokens == 11 * len(ids)
+    assert reading.nbytes == 11 * sum(tensor.nbytes for tensor in keys(first))
+
+
+def test_a_text_read_in_pieces_is_the_same_document(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = session().read(TEXT)
+    (tmp_path / "text.txt").write_bytes(TEXT.encode())
+    for size in (7, 30):
+        monkeypatch.setattr("longfocus.inference.source.PIECE", size)
+        for source in (TEXT, tmp_path / "text.txt", [TEXT[:50], TEXT[50:]]):
+            found = session().read(source)
+            assert_same_pairs(found, whole)
+            assert found.text == TEXT
+            assert found.offsets is not None
+            assert found.offsets.equal(whole.offsets)
+
+
+@every_position
+@every_memory
+def test_reading_equals_a_prompt_that_leaves_nothing_in_the_window(
+    layers: tuple[int, ...], positions: str, one_window_at_a_time: None
+) -> None:
+    model = small_model(layers, positions=positions)
+    ids = ids_of(TEXT)
+    cache = longfocus.FocusCache(model)
+    with torch.no_grad():
+        # the last piece of the prompt is what is left over after whole windows
+        model(
+            ids[None],
+            past_key_values=cache,
+            use_cache=False,
+            last_context_length=len(ids) % WINDOW,
+        )
+    document = session(layers, positions=positions).read(TEXT)
+    assert len(ids) % WINDOW > 0
+    for layer in layers:
+        assert cache.memory_keys(layer).equal(document.layers[layer].key)
+        assert cache.memory_values(layer).equal(document.layers[layer].value)
+
+
+@every_position
+@pytest.mark.parametrize("length", [1, WINDOW - 1, WINDOW, WINDOW + 1, 5 * WINDOW, 5 * WINDOW + 3])
+def test_windows_read_as_a_batch_equal_windows_read_one_by_one(
+    length: int, positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = ids_of(TEXT)[:length]
+    documents = []
+    for tokens in (8192, 3 * WINDOW, 1):
+        monkeypatch.setattr("longfocus.inference.reader.BATCH_TOKENS", tokens)
+        documents.append(session(positions=positions).read(ids))
+    for document in documents[1:]:
+        assert_same_pairs(document, documents[0], tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "rows"), [((1,), [6, 1]), ((0, 1), [1] * 7)])
+def test_windows_are_batched_only_where_they_do_not_see_each_other(
+    layers: tuple[int, ...], rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sizes = small_model(layers), []
+    read_window = type(model).read_window
+
+    def counted(self: Any, memory: Any, input_ids: Tensor) -> None:
+        sizes.append(len(input_ids))
+        read_window(self, memory, input_ids)
+
+    monkeypatch.setattr(type(model), "read_window", counted)
+    session(layers).read(ids_of(TEXT)[: 6 * WINDOW + 1])
+    assert sizes == rows
+
+
+@every_memory
+def test_documents_are_read_in_isolation_so_their_order_does_not_matter(
+    layers: tuple[int, ...],
+) -> None:
+    one, other = session(layers), session(layers)
+    texts = [TEXT, TEXT[::-1], "short"]
+    first = [one.read(text) for text in texts]
+    second = [other.read(text) for text in texts[::-1]][::-1]
+    for document, same in zip(first, second, strict=True):
+        assert_same_pairs(document, same)
+
+
+@every_position
+@every_memory
+def test_stopping_early_changes_no_bit(
+    layers: tuple[int, ...], positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = session(layers, positions=positions)
+    with calls_of(reading.model.model.layers[2]) as calls:
+        early = reading.read(TEXT)
+        assert calls == []
+        monkeypatch.setattr(Attachment, "last_layer", None)
+        assert_same_pairs(reading.read(TEXT), early)
+    assert len(calls) > 0
+
+
+@contextmanager
+def calls_of(module: torch.nn.Module) -> Iterator[list[int]]:
+    """Length of the first input, [batch, length, ...], of every call of a module."""
+    lengths: list[int] = []
+    handle = module.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    try:
+        yield lengths
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("stops_early", [True, False])
+def test_logits_are_never_made_for_more_than_one_position(
+    stops_early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not stops_early:
+        monkeypatch.setattr(Attachment, "last_layer", None)
+    reading = session((0, 2))
+    with calls_of(reading.model.lm_head) as lengths:
+        reading.read(TEXT)
+        assert set(lengths) == (set() if stops_early else {1})
+        reading.ask(TEXT, max_new_tokens=3)
+    assert set(lengths) == {1}
+
+
+def test_reading_evaluates_and_leaves_modes_and_random_numbers_and_builds_no_graph() -> None:
+    reading = session()
+    model = reading.model
+    model.train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    state, during = torch.get_rng_state(), []
+    first = model.model.layers[0]
+    handle = first.register_forward_pre_hook(lambda *_: during.append(model.training))
+    try:
+        document = reading.read(TEXT)
+        assert set(during) == {False}
+        assert [module.training for module in model.modules()] == modes
+    finally:
+        handle.remove()
+        model.eval()
+    assert torch.get_rng_state().equal(state)
+    assert not any(tensor.requires_grad for tensor in keys(document))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert_same_pairs(document, reading.read(TEXT))
+
+
+@pytest.mark.parametrize("prefix", [(), (1,), (5, 9, 7)])
+@every_memory
+def test_a_prefix_begins_every_window_and_is_not_remembered(
+    layers: tuple[int, ...], prefix: tuple[int, ...], one_window_at_a_time: None
+) -> None:
+    model, ids = small_model(layers), ids_of(TEXT)
+    document = longfocus.read_document(model, byte_tokenizer(), TEXT, window_prefix=prefix)
+    assert document.token_ids.equal(ids)
+    inside = WINDOW - len(prefix)
+    # the first window alone, and all earlier ones in memory for the last
+    for start in range(0, len(ids), inside):
+        window = ids[start : start + inside]
+        earlier = longfocus.DocumentMemory(
+            "earlier",
+            {layer: first_pairs(document, layer, start) for layer in layers},
+            ids[:start],
+            "window_start",
+        )
+        cache = longfocus.FocusCache(model, [earlier] if start else [])
+        with torch.no_grad():
+            model(torch.cat([torch.tensor(prefix).long(), window])[None], past_key_values=cache)
+        for layer in layers:
+            expected = cache.window_keys(layer)[:, :, len(prefix) :]
+            found = document.layers[layer].key[:, :, start : start + inside]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def first_pairs(document: longfocus.DocumentMemory, layer: int, stop: int) -> Part:
+    part = document.layers[layer]
+    return Part(part.key[:, :, :stop], part.value[:, :, :stop])
+
+
+def test_a_prefix_may_be_named_bos() -> None:
+    model = small_model()
+    by_name = longfocus.Session(model, byte_tokenizer(), window_prefix="bos").read(TEXT)
+    by_id = longfocus.Session(model, byte_tokenizer(), window_prefix=[1]).read(TEXT)
+    without = longfocus.Session(model, byte_tokenizer()).read(TEXT)
+    assert_same_pairs(by_name, by_id)
+    assert not keys(by_name)[0].equal(keys(without)[0])
+
+
+def test_progress_counts_tokens_and_says_when_it_was_all() -> None:
+    reports: list[tuple[int, bool]] = []
+    model, ids = small_model((0, 1)), ids_of(TEXT)
+    longfocus.read_document(
+        model, byte_tokenizer(), TEXT, progress=lambda *report: reports.append(report)
+    )
+    steps = [*range(WINDOW, len(ids), WINDOW), len(ids)]
+    assert reports == [*((step, False) for step in steps), (len(ids), True)]
+
+
+def test_a_progress_bar_is_drawn_on_stderr_when_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for wanted in (False, True):
+        session().read(TEXT, name="owl", progress=wanted)
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert ("owl" in shown.err and "tokens" in shown.err) == wanted
+
+
+def test_pairs_are_kept_in_the_type_of_the_memory() -> None:
+    narrow, wide = session(memory_dtype="bfloat16").read(TEXT), session().read(TEXT)
+    for one, other in zip(keys(narrow), keys(wide), strict=True):
+        assert one.dtype == torch.bfloat16
+        assert one.equal(other.bfloat16())

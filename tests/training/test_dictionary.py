@@ -1,0 +1,151 @@
+"""`longfocus train dictionary`: a tiny training runs, continues, and is saved with its recipe."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import longfocus
+from longfocus.errors import LongFocusError
+from longfocus.evaluation.dictionary import DictionaryTask, evaluate_dictionary
+from longfocus.training.dictionary import DictionaryRecipe, make_model, train_dictionary
+from longfocus.training.loop import Progress
+
+TINY = DictionaryRecipe(
+    hidden_size=16,
+    intermediate_size=16,
+    head_dim=8,
+    curriculum=(2, 25),
+    curriculum_rows=4,
+    curriculum_documents=3,
+    curriculum_steps=2,
+    documents=3,
+    asking=2,
+    steps=3,
+    alphabets=(60, 6),
+)
+
+
+def losses(directory: Path) -> list[tuple[str, float]]:
+    lines = [
+        json.loads(line)
+        for line in (directory / "training" / "metrics.jsonl").read_text().splitlines()
+    ]
+    return [(line["stage"], line["loss"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("dictionary")
+    assert train_dictionary(TINY, directory).ending == "finished"
+    return directory
+
+
+def test_curriculum_comes_first_and_crossbatch_last(trained: Path) -> None:
+    stages = [stage for stage, _ in losses(trained)]
+    assert stages == ["2 records, d=1"] * 2 + ["25 records, d=1"] * 2 + ["25 records, d=3"] * 3
+
+
+def test_recipe_beside_the_result_is_enough_to_train_it_again(
+    trained: Path, tmp_path: Path
+) -> None:
+    recipe = DictionaryRecipe.from_dict(json.loads((trained / "recipe.json").read_text()))
+    assert recipe == TINY
+    train_dictionary(recipe, tmp_path)
+    assert losses(tmp_path) == losses(trained)
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        trained / "model.safetensors"
+    ).read_bytes()
+
+
+def test_stopped_and_resumed_training_gives_the_same_model(trained: Path, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def die(progress: Progress) -> None:
+        if progress.step == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_dictionary(TINY, tmp_path, report=die)
+    train_dictionary(TINY, tmp_path)
+    assert losses(tmp_path) == losses(trained)
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        trained / "model.safetensors"
+    ).read_bytes()
+
+
+def test_saved_model_has_its_memory_attached_and_sharper_scores(trained: Path) -> None:
+    model = longfocus.from_pretrained(trained)
+    state = torch.load(trained / "training" / "training_state.pt", weights_only=True)
+    name = "model.layers.2.self_attn.q_norm.weight"
+    sharpened = (state["model"][name] * TINY.sharpen).to(torch.bfloat16)
+    assert torch.equal(model.state_dict()[name].to(torch.bfloat16), sharpened)
+
+
+def test_other_seed_in_a_used_directory_is_refused(trained: Path) -> None:
+    with pytest.raises(LongFocusError, match="seed: there 0, asked 1"):
+        train_dictionary(replace(TINY, seed=1), trained)
+
+
+def test_directory_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(LongFocusError, match=r"not empty and holds no recipe\.json"):
+        train_dictionary(TINY, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LongFocusError, match="cannot be made"):
+        train_dictionary(TINY, tmp_path / "file")
+
+
+def test_recipe_of_another_kind_is_refused() -> None:
+    with pytest.raises(LongFocusError, match="kind 'code'"):
+        DictionaryRecipe.from_dict({"kind": "code"})
+
+
+def test_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again = make_model(TINY), make_model(TINY)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
+    )
+
+
+def test_evaluation_asks_enough_and_reports_every_length(trained: Path) -> None:
+    model = longfocus.from_pretrained(trained)
+    settings = DictionaryTask(lengths=(1300, 500), questions=75, whole_answers=3)
+    short, long = evaluate_dictionary(model, settings)
+    assert (short.tokens, long.tokens) == (512, 1536)
+    assert short.answer_tokens >= 75 * 4
+    assert long.answer_tokens == 75 * 4
+    assert long.whole_answers == 3
+    assert 0 <= long.accuracy < 0.2
+    assert long.ambiguous == 0
+    assert long.memory_bytes == 1536 * 2 * 8 * 2
+
+
+def test_evaluation_without_lengths_is_refused(trained: Path) -> None:
+    model = longfocus.from_pretrained(trained)
+    with pytest.raises(LongFocusError, match="at least one number of tokens"):
+        next(evaluate_dictionary(model, DictionaryTask(lengths=())))
+
+
+def test_shipped_model_answers_every_question_about_4096_tokens() -> None:
+    model = longfocus.from_pretrained("dictionary")
+    settings = DictionaryTask(lengths=(4096,), questions=100, whole_answers=10)
+    (result,) = evaluate_dictionary(model, settings)
+    assert result.accuracy == result.whole_answer_accuracy == 1
+    assert result.accuracy_without_memory < 0.1
+
+
+def test_shipped_recipe_is_the_command_s_default() -> None:
+    folder = Path(longfocus.__file__).parent / "models" / "dictionary"
+    recipe = DictionaryRecipe.from_dict(json.loads((folder / "recipe.json").read_text()))
+    assert recipe == DictionaryRecipe()
