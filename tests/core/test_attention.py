@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from sets import (
+    TOLERANCE,
     assert_same_values,
     assert_same_with_gradients,
     close,
@@ -17,7 +18,8 @@ from sets import (
 from torch import Tensor
 
 from longfocus.core import blocked, fused
-from longfocus.core.attention import attend
+from longfocus.core.attention import Partial, attend, merge
+from longfocus.core.blocked import Scoring
 
 SCALE = 0.4
 SIZES = [(63, 100), (100, 63), (1, 63), (100, 100)]
@@ -117,22 +119,57 @@ def test_without_gradients_the_values_are_those_of_the_formula(
 def test_the_fused_kernel_answers_where_no_gradient_is_wanted(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocked.BlockedAttention, "apply", never)
+    monkeypatch.setattr(blocked, "forward", never)
     assert_same_values(*both(name, 63, 100, dtype), random_set(dtype=dtype))
 
 
 def test_the_fused_kernel_answers_for_a_causal_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked.BlockedAttention, "apply", never)
+    monkeypatch.setattr(blocked, "forward", never)
     assert_same_values(*both("causal", 63, 63, torch.float64), random_set(63, 63))
 
 
-def test_the_fused_kernel_is_never_asked_for_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "attend", never)
-    query, key, value = random_set(5, 7)
-    for wanted in (query, key, value):
-        wanted.requires_grad_()
-        assert attend(query, key, value, scale=SCALE).output.requires_grad
-        wanted.requires_grad_(False)
+@pytest.mark.parametrize("name", ["plain", "causal", "padding", "bool mask", "slope"])
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+@every_type
+def test_the_fused_backward_pass_has_the_gradients_of_the_blocked_one(
+    name: str, heads: int, kv_heads: int, dtype: torch.dtype
+) -> None:
+    """Also where output and lse are those of a union with other keys, as in crossbatch."""
+    given = options(name, 63, 63)
+    if "bias" in given:
+        given["bias"] = given["bias"].to(dtype)
+    scoring = Scoring(scale=SCALE, **given)
+    query, key, value = random_set(63, 63, heads=heads, kv_heads=kv_heads, dtype=dtype)
+    output, lse = blocked.forward(query, key, value, scoring)
+    more = blocked.forward(
+        query,
+        *random_set(63, 9, heads=heads, kv_heads=kv_heads, dtype=dtype)[1:],
+        Scoring(scale=SCALE),
+    )
+    upstream = torch.randn_like(output)
+    for joint in (Partial(output, lse), merge([Partial(output, lse), Partial(*more)])):
+        delta = (upstream * joint.output).sum(-1)
+        expected = blocked.backward(query, key, value, scoring, joint.lse, upstream, delta)
+        found = fused.backward(query, key, value, scoring, *joint, upstream)
+        close(found, expected, 10 * TOLERANCE[dtype])
+
+
+def test_many_keys_take_the_fused_backward_pass_and_few_in_bfloat16_the_blocked_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(keys: int, dtype: torch.dtype) -> None:
+        inputs = [tensor.requires_grad_() for tensor in random_set(5, keys, dtype=dtype)]
+        attend(*inputs, scale=SCALE).output.sum().backward()
+
+    few, many = fused.SLOW_BACKWARD_KEYS - 1, fused.SLOW_BACKWARD_KEYS
+    with monkeypatch.context() as patch:
+        patch.setattr(blocked, "backward", never)
+        run(many, torch.bfloat16)
+        run(few, torch.float32)
+        with pytest.raises(AssertionError):
+            run(few, torch.bfloat16)
+    monkeypatch.setattr(fused, "backward", never)
+    run(few, torch.bfloat16)
 
 
 def never(*args: Any, **kwargs: Any) -> None:
@@ -150,7 +187,7 @@ def test_bfloat16_stays_close_to_the_formula_in_float32(
 ) -> None:
     small_blocks(monkeypatch)
     if path == "blocked":
-        monkeypatch.setattr(fused, "can_attend", lambda *_: False)
+        monkeypatch.setattr(fused, "can_run", lambda *_: False)
     else:
         monkeypatch.setattr(blocked, "forward", never)
     inputs = random_set(dtype=torch.bfloat16)

@@ -62,7 +62,7 @@ def test_reading_a_long_memory_is_linear_in_queries_and_keys(
     attention: Callable[..., Partial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the kernel's own space cannot be watched, the blocks can
-    monkeypatch.setattr(fused, "can_attend", lambda *_: False)
+    monkeypatch.setattr(fused, "can_run", lambda *_: False)
     inputs = long_memory(wants_gradients=False)
     with measured() as space:
         attention(*inputs)

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import longfocus
 from longfocus.core import blocked, reference
-from longfocus.core.crossbatch import attend_rows, crossbatch_attention
+from longfocus.core.crossbatch import Pool, attend_rows, crossbatch_attention
 from space import measured
 
 ROWS, LENGTH = 5, 13
@@ -230,7 +230,7 @@ def test_space_is_linear_in_the_batch_whatever_the_number_of_contexts(
 
 def test_rows_that_are_listed_by_nobody_get_no_gradient_from_others() -> None:
     query, key, value = (tensor.requires_grad_() for tensor in window(3))
-    output, lse = attend_rows(query, key, value, torch.tensor([[1], [-1], [1]]), scale=0.3)
+    output, lse = attend_rows(query, Pool(key, value), torch.tensor([[1], [-1], [1]]), scale=0.3)
     assert lse[1].isneginf().all()
     assert output[1].eq(0).all()
     (output.sum() + lse.exp().sum()).backward()

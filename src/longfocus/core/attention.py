@@ -5,7 +5,7 @@
     merge(partials)            -> Partial: associative, commutative, exact
 
 The local window, a memory, a document, the other rows of a crossbatch: each yields a Partial, and one
-softmax over all of them (paper section 3.1) is their merge. What is fast here is in `blocked` and `fused`;
+softmax over all of them (paper section 3.1) is their merge. What is fast here is in `kernels`;
 `reference` holds the same as plain formulas.
 """
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from longfocus.core import blocked, fused
+from longfocus.core import blocked, kernels
 from longfocus.core.blocked import Scoring
 
 
@@ -50,9 +50,11 @@ def attend(
     query, key, value = under_autocast(query, key, value)
     if key.shape[2] == 0:
         return nothing(query)
-    if fused.can_attend(query, key, value, scoring):
-        return Partial(*fused.attend(query, key, value, scoring))
-    return Partial(*blocked.BlockedAttention.apply(query, key, value, scoring))
+    if torch.is_grad_enabled() and (
+        query.requires_grad or key.requires_grad or value.requires_grad
+    ):
+        return Partial(*kernels.KeySetAttention.apply(query, key, value, scoring))
+    return Partial(*kernels.forward(query, key, value, scoring))
 
 
 def merge(partials: Sequence[Partial]) -> Partial:

@@ -6,7 +6,6 @@ computes the probabilities of each block again from the saved log-sum-exp. The s
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,28 +117,6 @@ def backward(
         grad_key[:, :, start:stop] = pull.mT @ flat_query
         grad_query += (pull @ keys.to(query.dtype)).view(grad_query.shape)
     return _unfold(grad_query).to(query.dtype), grad_key, grad_value
-
-
-class BlockedAttention(torch.autograd.Function):
-    """(query, key, value, scoring) -> (output, lse), with gradients through both."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
-    ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(query.device.type, enabled=False):
-            output, lse = forward(query, key, value, scoring)
-        ctx.save_for_backward(query, key, value, output, lse)
-        ctx.scoring = scoring
-        return output, lse
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output, lse = ctx.saved_tensors
-        grad_output, grad_lse = grads
-        # d lse / d score = p, so the gradient of the lse is one more term of the same form
-        delta = (grad_output * output).sum(-1) - grad_lse
-        return (*backward(query, key, value, ctx.scoring, lse, grad_output, delta), None)
 
 
 def _fold(query: Tensor, kv_heads: int) -> Tensor:

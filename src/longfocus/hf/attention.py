@@ -26,8 +26,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from longfocus.config import FocusConfig
-from longfocus.core.attention import Partial, attend, gate, merge, sink
-from longfocus.core.crossbatch import attend_rows
+from longfocus.core.attention import attend, gate, merge, sink
+from longfocus.core.blocked import Scoring
+from longfocus.core.crossbatch import Pool, attend_jointly, attend_rows
 from longfocus.errors import LongFocusError
 from longfocus.hf.cache import FocusCache
 from longfocus.hf.rotary import CosSin, Rotary, identity
@@ -147,21 +148,25 @@ def _focus_attention(
     if not parts and plan is None:
         return plain(module, query, key, value, attention_mask, **kwargs)
     scoring = _scoring(module, query, kwargs, call.passed)
-    local = _local(query, key, value, attention_mask, scoring, kwargs.get("s_aux"))
+    own = _own_window(query, attention_mask, scoring)
+    sinks = kwargs.get("s_aux")
+    gates = getattr(module, GATE) if call.config.merge == "gate" else None
     if plan is not None:
-        other = attend_rows(query, first_key, value, plan, valid=call.valid, **scoring)
+        pool = Pool(first_key, value, call.valid)
+        if gates is None:
+            output = attend_jointly(query, key, value, pool, plan, own, sinks)
+            return output.transpose(1, 2).contiguous(), None
+        other = attend_rows(query, pool, plan, **scoring)
     else:
         other = SEARCHES[call.config.search](query, parts, top_k=call.config.top_k, **scoring)
-    is_gated = call.config.merge == "gate"
-    joint = gate(local, other, getattr(module, GATE)) if is_gated else merge([local, other])
+    local = attend(query, key, value, bias=own.bias, causal=own.causal, **scoring)
+    local = local if sinks is None else sink(local, sinks)
+    joint = merge([local, other]) if gates is None else gate(local, other, gates)
     if call.trace is not None and parts:
         # with a gate, exp(score) is divided by the memory's own sum, and the result takes the gate's share
-        total = (
-            other.lse - functional.logsigmoid(getattr(module, GATE))[:, None]
-            if is_gated
-            else joint.lse
-        )
+        gated = None if gates is None else other.lse - functional.logsigmoid(gates)[:, None]
         top_k = call.config.top_k if call.config.search == "exact" else None
+        total = joint.lse if gated is None else gated
         call.trace.look(focus_layer.layer, query, parts, total, top_k=top_k, **scoring)
     return joint.output.to(query.dtype).transpose(1, 2).contiguous(), None
 
@@ -177,22 +182,12 @@ def _rotate(focus: LayerCall, query: Tensor, key: Tensor) -> tuple[Tensor, Tenso
     return query, layer.push_rotated(new) if isinstance(layer, MemoryLayer) else new, first_key
 
 
-def _local(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scoring: dict[str, Any],
-    sinks: Tensor | None,
-) -> Partial:
-    """Attention over the window, under the mask that the model made for it."""
+def _own_window(query: Tensor, mask: Tensor | None, scoring: dict[str, Any]) -> Scoring:
+    """How the window is scored under the mask that the model made for it."""
     bias = mask
     if mask is not None and mask.dtype == torch.bool:
         bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
-    local = attend(
-        query, key, value, bias=bias, causal=mask is None and query.shape[2] > 1, **scoring
-    )
-    return local if sinks is None else sink(local, sinks)
+    return Scoring(bias=bias, causal=mask is None and query.shape[2] > 1, **scoring)
 
 
 def _scoring(
