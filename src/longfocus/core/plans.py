@@ -12,6 +12,11 @@ its memory layers, -1 none:
         5     2 0
 """
 
+from collections.abc import Sequence
+from fractions import Fraction
+from math import lcm
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -27,13 +32,80 @@ def paper_plan(documents: int, *, d: int) -> Int[Tensor, "rows contexts"]:
     Current window i sees the previous windows of documents i, i+1, ..., i+d-1 (modulo `documents`): one
     positive and d-1 negatives. Raises LongFocusError unless 1 <= d <= documents.
     """
-    if not 1 <= d <= documents:
-        raise LongFocusError(
-            f"d must lie between 1 and the number of documents, {documents}: every additional context is "
-            f"another document. Got d={d}. Use more documents or a smaller d."
-        )
+    _check_d(documents, d)
     current = (torch.arange(documents)[:, None] + torch.arange(d)) % documents
     return torch.cat([torch.full_like(current, NONE), current])
+
+
+def packed_plan(documents: int, *, windows: int, d: int) -> Int[Tensor, "rows contexts"]:
+    """The paper's plan where a document gives `windows` consecutive rows, the last one its current window.
+
+    The current window of document i sees all earlier windows of documents i, i+1, ..., i+d-1 (modulo
+    `documents`): w = windows - 1 previous contexts each, those of its own document first. Earlier windows see
+    nobody. With 2 windows this is `paper_plan` with its rows in another order. Raises LongFocusError for a d
+    that the documents cannot give, or less than 2 windows.
+    """
+    _check_d(documents, d)
+    if windows < 2:
+        raise LongFocusError(
+            f"A document must give at least 2 consecutive windows, a previous and a current one. Got {windows}. "
+            "Use packing=2 or more."
+        )
+    seen = (torch.arange(documents)[:, None] + torch.arange(d)) % documents
+    previous = (seen[:, :, None] * windows + torch.arange(windows - 1)).flatten(1)
+    plan = torch.full((documents, windows, previous.shape[1]), NONE)
+    plan[:, -1] = previous
+    return plan.flatten(0, 1)
+
+
+class Segment(NamedTuple):
+    """A share of every document's windows, and what they see: LongLLaMA's share(positives, negatives)."""
+
+    share: Fraction
+    positives: int
+    """Latest earlier windows of the same document."""
+    negatives: int
+    """Windows of other documents."""
+
+
+def segments_plan(documents: int, segments: Sequence[Segment]) -> Int[Tensor, "rows contexts"]:
+    """LongLLaMA's plan: windows of a document belong to segments in their order, each sees what its segment says.
+
+    A document gives as many consecutive rows as the least common denominator of the shares. Negatives are the
+    windows of the documents before it in the batch, the nearest first, the last document before the first one.
+    Raises LongFocusError if a window would need more positives than come before it, or more negatives than the
+    other documents have.
+    """
+    windows = segment_windows(segments)
+    sees = [part for part in segments for _ in range(int(part.share * windows))]
+    others = (documents - 1) * windows
+    plan = torch.full(
+        (documents * windows, max(part.positives + part.negatives for part in sees)), NONE
+    )
+    for place, part in enumerate(sees):
+        if part.positives > place or part.negatives > others:
+            raise LongFocusError(
+                f"Segment ({part.positives},{part.negatives}) cannot be given to window {place} of a document: "
+                f"{place} windows of its own come before it, and the other {documents - 1} documents have {others}. "
+                "Order segments by growing positives, or use more documents in a batch."
+            )
+        for document in range(documents):
+            first = document * windows
+            own = [first + place - 1 - back for back in range(part.positives)]
+            rest = [(first - 1 - back) % len(plan) for back in range(part.negatives)]
+            plan[first + place, : len(own) + len(rest)] = torch.tensor([*own, *rest])
+    return plan
+
+
+def segment_windows(segments: Sequence[Segment]) -> int:
+    """Consecutive windows that a document gives. Raises LongFocusError unless the shares add up to 1."""
+    total = sum(part.share for part in segments)
+    if total != 1 or any(min(part) < 0 or part.share == 0 for part in segments):
+        raise LongFocusError(
+            f"Shares of segments must be positive and add up to 1, and nothing may be negative. They add up to "
+            f"{total}. LongLLaMA 3B used 1/4(0,0) 1/4(1,1) 1/4(2,1) 1/4(3,0)."
+        )
+    return lcm(*(part.share.denominator for part in segments))
 
 
 def published_plan(
@@ -61,8 +133,20 @@ def published_plan(
     return torch.where((distance <= reach[:, None]) & (seen >= 0), seen, NONE)
 
 
-def check_plan(plan: Tensor, rows: int) -> None:
-    """Raise LongFocusError unless `plan` is a valid plan for a batch of `rows` rows."""
+def _check_d(documents: int, d: int) -> None:
+    if not 1 <= d <= documents:
+        raise LongFocusError(
+            f"d must lie between 1 and the number of documents, {documents}: every additional context is "
+            f"another document. Got d={d}. Use more documents or a smaller d."
+        )
+
+
+def check_plan(plan: Tensor, rows: int, *, first: int = 0, total: int | None = None) -> None:
+    """Raise LongFocusError unless `plan` is a valid plan for a batch of `rows` rows.
+
+    Where the rows are part of a greater batch of `total` rows, `first` is the number of their first one in it.
+    """
+    total = rows if total is None else total
     if (
         plan.dim() != 2
         or plan.shape[0] != rows
@@ -75,9 +159,10 @@ def check_plan(plan: Tensor, rows: int) -> None:
         )
     wrong = None
     ordered = plan.sort(dim=1).values
-    if ((plan < NONE) | (plan >= rows)).any():
-        wrong = f"an index lies outside -1..{rows - 1}"
-    elif (plan == torch.arange(rows, device=plan.device)[:, None]).any():
+    own = torch.arange(first, first + rows, device=plan.device)
+    if ((plan < NONE) | (plan >= total)).any():
+        wrong = f"an index lies outside -1..{total - 1}"
+    elif (plan == own[:, None]).any():
         wrong = "a row lists itself and would read its own future"
     elif ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NONE)).any():
         wrong = "a row lists another row twice"

@@ -26,9 +26,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from longfocus.config import FocusConfig
+from longfocus.core.additional import AdditionalContexts
 from longfocus.core.attention import attend, gate, merge, sink
 from longfocus.core.blocked import Scoring
-from longfocus.core.crossbatch import Pool, attend_jointly, attend_rows
+from longfocus.core.crossbatch import attend_jointly, attend_rows
 from longfocus.errors import LongFocusError
 from longfocus.hf.cache import FocusCache
 from longfocus.hf.rotary import CosSin, Rotary, identity
@@ -61,10 +62,8 @@ class Call:
 
     config: FocusConfig
     cache: FocusCache | None = None
-    plan: Tensor | None = None
-    """Crossbatch plan `[rows, contexts]`, checked."""
-    valid: Tensor | None = None
-    """Real tokens `[rows, length]` as other rows of a crossbatch see them."""
+    contexts: AdditionalContexts | None = None
+    """Other rows that a row sees in a crossbatch, checked."""
     stops_after: int | None = None
     """Layer after whose keys and values the pass may stop, in a window that is only read."""
     trace: Trace | None = None
@@ -142,21 +141,23 @@ def _focus_attention(
         raise ReadingDone
     layer = None if call.cache is None else call.cache.windows[focus_layer.layer]
     parts = layer.parts() if isinstance(layer, MemoryLayer) else []
-    plan = call.plan if call.plan is not None and call.plan.shape[1] else None
+    contexts = call.contexts if call.contexts is not None and call.contexts.plan.shape[1] else None
     if call.trace is not None:
         call.trace.begin(focus_layer.layer, query.shape[0])
-    if not parts and plan is None:
+    if not parts and contexts is None:
         return plain(module, query, key, value, attention_mask, **kwargs)
     scoring = _scoring(module, query, kwargs, call.passed)
     own = _own_window(query, attention_mask, scoring)
     sinks = kwargs.get("s_aux")
     gates = getattr(module, GATE) if call.config.merge == "gate" else None
-    if plan is not None:
-        pool = Pool(first_key, value, call.valid)
+    if contexts is not None:
+        pool = contexts.pool(first_key, value)
+        if contexts.mass is not None:
+            contexts.mass.look(focus_layer.layer, query, pool, contexts.plan, own)
         if gates is None:
-            output = attend_jointly(query, key, value, pool, plan, own, sinks)
+            output = attend_jointly(query, key, value, pool, contexts.plan, own, sinks)
             return output.transpose(1, 2).contiguous(), None
-        other = attend_rows(query, pool, plan, **scoring)
+        other = attend_rows(query, pool, contexts.plan, **scoring)
     else:
         other = SEARCHES[call.config.search](query, parts, top_k=call.config.top_k, **scoring)
     local = attend(query, key, value, bias=own.bias, causal=own.causal, **scoring)
@@ -176,7 +177,7 @@ def _rotate(focus: LayerCall, query: Tensor, key: Tensor) -> tuple[Tensor, Tenso
     if focus.call.config.positions == "none" or not focus.rotary.is_used:
         return query, key, key
     new = key[:, :, -query.shape[2] :]
-    first_key = focus.rotary.at_first_position(key) if focus.call.plan is not None else key
+    first_key = focus.rotary.at_first_position(key) if focus.call.contexts is not None else key
     query, new = focus.rotary.rotate(query, new, focus.position_embeddings)
     layer = None if focus.call.cache is None else focus.call.cache.windows[focus.layer]
     return query, layer.push_rotated(new) if isinstance(layer, MemoryLayer) else new, first_key

@@ -1,11 +1,14 @@
 """What the forward pass of an attached model refuses, before anything is computed or changed."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from longfocus.config import FocusConfig
+from longfocus.core.additional import AdditionalContexts
+from longfocus.core.plans import check_plan
 from longfocus.core.windows import Piece
 from longfocus.errors import LongFocusError
 from longfocus.hf.cache import FocusCache
@@ -77,16 +80,25 @@ def check_shapes(
         )
 
 
-def real_tokens(mask: Any, rows: int, tokens: int) -> Tensor | None:
-    """The real tokens of a crossbatch `[rows, tokens]`, from its attention mask."""
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.shape != (rows, tokens):
-        got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+def check_contexts(
+    given: Tensor | AdditionalContexts, mask: Any, rows: int, tokens: int
+) -> AdditionalContexts:
+    """The contexts of a crossbatch, checked; real tokens are those of the attention mask unless they are given."""
+    if isinstance(given, AdditionalContexts):
+        contexts = given
+        check_plan(contexts.plan, rows, first=contexts.first_row, total=contexts.all_rows)
+    else:
+        check_plan(given, rows)
+        contexts = AdditionalContexts(given)
+    valid = mask if contexts.valid is None else contexts.valid
+    if valid is None:
+        return contexts
+    if not isinstance(valid, Tensor) or valid.shape != (rows, tokens):
+        got = tuple(valid.shape) if isinstance(valid, Tensor) else type(valid).__name__
         raise LongFocusError(
             f"The attention_mask of a crossbatch must be [{rows}, {tokens}]. Got {got}."
         )
-    return mask.bool()
+    return replace(contexts, valid=valid.bool())
 
 
 def check_own_mask(mask: Any, rows: int, tokens: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longfocus.config import FocusConfig
-from longfocus.core.plans import check_plan
+from longfocus.core.additional import AdditionalContexts
 from longfocus.core.windows import Piece, cut
 from longfocus.errors import LongFocusError
 from longfocus.hf import checks, inputs
@@ -54,7 +54,7 @@ class FocusMixin(PreTrainedModel):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         last_context_length: int | None = None,
-        additional_contexts: Tensor | None = None,
+        additional_contexts: Tensor | AdditionalContexts | None = None,
         focus_trace: Trace | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -62,6 +62,7 @@ class FocusMixin(PreTrainedModel):
 
         `last_context_length`: tokens of a long prompt that stay in the window, for this call. `additional_contexts`:
         a crossbatch plan `[rows, contexts]`; memory layers of row b also see the windows of the rows it lists.
+        An `AdditionalContexts` also says what is padding, and lists rows of other processes.
         `focus_trace` collects where memory layers looked. `attention_mask` covers everything seen and the new tokens.
         """
         tokens = checks.check_tokens(self, input_ids, inputs_embeds)
@@ -76,11 +77,11 @@ class FocusMixin(PreTrainedModel):
             )
         if past_key_values is None and self._is_one_window(tokens, use_cache, additional_contexts):
             checks.check_own_mask(attention_mask, rows, tokens)
-            call = Call(self.focus.config, plan=additional_contexts, passed=frozenset(kwargs))
+            call = Call(self.focus.config, passed=frozenset(kwargs))
             if additional_contexts is not None:
                 checks.check_window(tokens, call.config)
-                check_plan(additional_contexts, rows)
-                call = replace(call, valid=checks.real_tokens(attention_mask, rows, tokens))
+                contexts = checks.check_contexts(additional_contexts, attention_mask, rows, tokens)
+                call = replace(call, contexts=contexts)
             given = {
                 "attention_mask": attention_mask,
                 "position_ids": position_ids,
@@ -104,11 +105,11 @@ class FocusMixin(PreTrainedModel):
         )
         return self._many_passes(windows, pieces, shared, labels, use_cache)
 
-    def _is_one_window(self, tokens: int, use_cache: bool, plan: Tensor | None) -> bool:
+    def _is_one_window(self, tokens: int, use_cache: bool, contexts: Any) -> bool:
         """Whether one window without a cache will do: no memory is looked into and none is left behind."""
         config: FocusConfig = self.focus.config
         fits = tokens <= (config.window if config.split == "when_needed" else config.kept)
-        return plan is not None or (fits and (self.training or not use_cache))
+        return contexts is not None or (fits and (self.training or not use_cache))
 
     def _refuse_checkpointing(self) -> None:
         if self.training and self.is_activation_checkpointing:
