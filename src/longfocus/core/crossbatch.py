@@ -155,16 +155,15 @@ class _AttendJointly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, pool_key, pool_value, sinks, *joint = ctx.saved_tensors
+        query, key, value, pool_key, pool_value, sinks, output, lse = ctx.saved_tensors
         grad_query, grad_key, grad_value = kernels.backward(
-            query, key, value, ctx.own, *joint, grads[0]
+            query, key, value, ctx.own, output, lse, grads[0]
         )
         more_query, grad_pool_key, grad_pool_value = _rows_backward(
-            query, pool_key, pool_value, ctx.contexts, ctx.others, *joint, grads[0]
+            query, pool_key, pool_value, ctx.contexts, ctx.others, output, lse, grads[0]
         )
         grad_sinks = None
         if sinks is not None:
-            output, lse = joint
             share = (sinks.to(lse)[:, None] - lse).exp()
             grad_sinks = -(share * (grads[0] * output).sum(-1)).sum((0, 2)).to(sinks.dtype)
         to_own = (grad_query + more_query, grad_key, grad_value)
