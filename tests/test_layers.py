@@ -43,6 +43,12 @@ HOMES = {
     "rich": {"cli", "inference/progress.py", "training/progress.py"},
     "tyro": {"cli"},
     "matplotlib": {"evaluation/plot.py"},
+    # what `pip install 'longfocus[train]'` brings
+    "datasets": {"training/tables.py"},
+    "pyarrow": {"training/tables.py", "training/token_file.py"},
+    # what torch and transformers bring
+    "filelock": {"training/tokenised.py"},
+    "jinja2": {"training/chat.py"},
 }
 
 FILES = sorted(
@@ -122,6 +128,18 @@ def test_transformers_internals_stay_in_hf(path: Path) -> None:
     assert room(path) == "hf" or not internal, (
         f"outside hf/ only `from transformers import ...`: {internal}"
     )
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_packages_of_extras_are_imported_inside_functions(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {node for function in functions for node in ast.walk(function)}
+    at_top = [node for node in ast.walk(tree) if node not in inside]
+    found = [alias.name for node in at_top if isinstance(node, ast.Import) for alias in node.names]
+    found += [node.module for node in at_top if isinstance(node, ast.ImportFrom)]
+    extras = {"datasets", "peft", "pyarrow"}
+    assert not extras & {name.split(".")[0] for name in found}
 
 
 def test_command_modules_import_nothing_heavy_at_the_top() -> None:

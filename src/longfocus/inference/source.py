@@ -95,7 +95,7 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> Itera
             "A text can only be read with a tokenizer. Give Session one, or give token ids."
         )
     start, found = 0, False
-    for piece in _pieces(_texts(source)):
+    for piece in pieces(_texts(source)):
         _refuse_surrogates(piece)
         given = tokenizer(
             piece, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False
@@ -144,7 +144,7 @@ def _texts(source: Source) -> Iterator[str]:
             yield text
 
 
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
+def pieces(texts: Iterable[str]) -> Iterator[str]:
     """The same characters in pieces of about `PIECE`, cut behind line ends where there are any."""
     waiting = ""
     for text in texts:

@@ -54,6 +54,8 @@ class Stage:
     of the stage before."""
     steps: int
     """The stage ends after so many steps."""
+    begin: Callable[[], None] = lambda: None
+    """Called once, when the stage starts; not when it goes on after a restart."""
     until_accuracy: float = math.inf
     """It ends earlier when the smoothed accuracy reaches this."""
     budget_share: float = 1.0
@@ -145,7 +147,7 @@ def train(
         while run.counters.stage < len(stages):
             last = run.one_step()
             report(last)
-            if stopped():
+            if stopped() is not None:
                 run.save()
                 return Outcome("interrupted", last, run.counters.completed)
             run.save_if_due()
@@ -178,8 +180,10 @@ class _Run:
     def start_stage(self, stage: int) -> None:
         self.counters.stage, self.counters.stage_step, self.counters.accuracy = stage, 0, 0.0
         self.counters.stage_start_cpu = self.counters.cpu_seconds
-        if stage < len(self.stages) and self.stages[stage].optimizers is not None:
-            self.make_optimizers()
+        if stage < len(self.stages):
+            self.stages[stage].begin()
+            if self.stages[stage].optimizers is not None:
+                self.make_optimizers()
 
     def make_optimizers(self) -> None:
         """Those of the current stage, which are of an earlier stage when it keeps them."""

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT and SIGTERM only raise a flag, so that a step is never cut in two.
+def stop_signals() -> Iterator[Callable[[], int | None]]:
+    """Inside, SIGINT and SIGTERM are only noted, so that a step is never cut in two: the yielded function tells which.
 
     A second one is not waited for: it acts as it did before.
     """
@@ -21,7 +21,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     for number in previous:
         signal.signal(number, note)
     try:
-        yield lambda: bool(received)
+        yield lambda: received[0] if received else None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
