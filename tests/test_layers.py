@@ -44,7 +44,9 @@ HOMES = {
     "tyro": {"cli"},
     "matplotlib": {"evaluation/plot.py"},
     # what `pip install 'longfocus[train]'` brings
+    "accelerate": {"training/run.py"},
     "datasets": {"training/tables.py"},
+    "peft": {"training/adapters.py"},
     "pyarrow": {"training/tables.py", "training/token_file.py"},
     # what torch and transformers bring
     "filelock": {"training/tokenised.py"},

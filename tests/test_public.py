@@ -47,5 +47,14 @@ def test_core_is_an_attribute_after_import_longfocus() -> None:
     assert run_python(code) == "crossbatch_attention"
 
 
+def test_training_is_an_attribute_and_its_rows_need_no_torch() -> None:
+    code = "import sys, longfocus; print(longfocus.training.document_rows.__name__, 'torch' in sys.modules)"
+    assert run_python(code) == "document_rows False"
+    assert (
+        run_python("from longfocus.training import linear_rows; print(linear_rows.__name__)")
+        == "linear_rows"
+    )
+
+
 def test_error_is_a_value_error() -> None:
     assert issubclass(longfocus.LongFocusError, ValueError)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longfocus import core as core
+    from longfocus import training as training
     from longfocus.config import FocusConfig
     from longfocus.core.plans import paper_plan, published_plan
     from longfocus.errors import LongFocusError
@@ -54,9 +55,13 @@ _HOMES = {
 }
 
 
+# Rooms with names of their own, such as longfocus.training.document_rows.
+_ROOMS = ("core", "training")
+
+
 def __getattr__(name: str) -> Any:
-    if name == "core":
-        return import_module("longfocus.core")
+    if name in _ROOMS:
+        return import_module(f"longfocus.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'longfocus' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
@@ -65,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "core"})
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -1,5 +1,7 @@
 """Crossbatch is one softmax over the own window and the listed rows, with gradients into both."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from sets import Set, assert_same_with_gradients, random_set
@@ -9,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import longfocus
 from longfocus.core import blocked, reference
 from longfocus.core.crossbatch import Pool, attend_rows, crossbatch_attention
+from longfocus.core.plans import Segment, packed_plan, segments_plan
 from space import measured
 
 ROWS, LENGTH = 5, 13
@@ -157,13 +160,15 @@ def test_bfloat16_and_autocast_stay_close_to_the_formula() -> None:
         torch.testing.assert_close(found.double(), expected, atol=0.05, rtol=0)
 
 
-def tiny_model() -> LlamaForCausalLM:
+def tiny_model(memory_layers: tuple[int, ...] = (0, 2)) -> LlamaForCausalLM:
     sizes = {"hidden_size": 24, "intermediate_size": 24, "vocab_size": 31}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, max_position_embeddings=32)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return longfocus.attach(model, longfocus.FocusConfig(memory_layers=(0, 2), window=LENGTH))
+    return longfocus.attach(
+        model, longfocus.FocusConfig(memory_layers=memory_layers, window=LENGTH)
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,6 +199,39 @@ def test_a_changed_token_leaves_the_logits_before_it_in_its_row_unchanged(plan: 
             # the rows that list it see it
             seen_by = (plan == row).any(1)
             assert after[seen_by].ne(before[seen_by]).flatten(1).any(1).all()
+
+
+DOCUMENTS_OF_PLANS = {
+    "packed": (packed_plan(2, windows=3, d=2), 3),
+    "published": (longfocus.published_plan(6, context_range=5, packing=3), 3),
+    "stepping": (longfocus.published_plan(6, context_range=5, packing=2, stepping=True), 2),
+    "segments": (
+        segments_plan(2, [Segment(Fraction(1, 2), 0, 0), Segment(Fraction(1, 2), 1, 1)]),
+        2,
+    ),
+    "thirds": (segments_plan(2, [Segment(Fraction(1, 3), n, n) for n in range(3)]), 3),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS_OF_PLANS)
+def test_a_document_never_sees_its_own_future_through_other_documents(name: str) -> None:
+    plan, windows = DOCUMENTS_OF_PLANS[name]
+    model = tiny_model((0, 1, 2))
+    text = torch.randint(0, 31, (len(plan), LENGTH))
+
+    def logits(input_ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            found = model(input_ids, additional_contexts=plan, use_cache=False).logits
+        # (documents, tokens of a document, vocabulary)
+        return found.reshape(-1, windows * LENGTH, 31)
+
+    before = logits(text)
+    for row in range(len(plan)):
+        changed = text.clone()
+        changed[row, 4] = (text[row, 4] + 1) % 31
+        document, window = divmod(row, windows)
+        earlier = window * LENGTH + 4
+        assert logits(changed)[document, :earlier].equal(before[document, :earlier])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from families import FAMILIES, REFUSED
 REPOSITORY = Path(__file__).parents[2]
 TESTS = {
     name
-    for file in Path(__file__).parent.glob("test_*.py")
+    for room in ("hf", "training")
+    for file in (REPOSITORY / "tests" / room).glob("test_*.py")
     for name in [file.stem, *re.findall(r"def (test_\w+)", file.read_text())]
 }
 

@@ -1,6 +1,8 @@
 """`longfocus train dictionary`: a tiny training runs, continues, and is saved with its recipe."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import torch
 import longfocus
 from longfocus.errors import LongFocusError
 from longfocus.evaluation.dictionary import DictionaryTask, evaluate_dictionary
-from longfocus.training.dictionary import DictionaryRecipe, make_model, train_dictionary
+from longfocus.training.dictionary import make_model, train_dictionary
+from longfocus.training.dictionary_recipe import DictionaryRecipe
 from longfocus.training.loop import Progress
 
 TINY = DictionaryRecipe(
@@ -24,15 +27,13 @@ TINY = DictionaryRecipe(
     documents=3,
     asking=2,
     steps=3,
+    contrast_steps=2,
     alphabets=(60, 6),
 )
 
 
 def losses(directory: Path) -> list[tuple[str, float]]:
-    lines = [
-        json.loads(line)
-        for line in (directory / "training" / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [(line["stage"], line["loss"]) for line in lines]
 
 
@@ -45,7 +46,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_curriculum_comes_first_and_crossbatch_last(trained: Path) -> None:
     stages = [stage for stage, _ in losses(trained)]
-    assert stages == ["2 records, d=1"] * 2 + ["25 records, d=1"] * 2 + ["25 records, d=3"] * 3
+    easy = ["2 records, d=1"] * 2 + ["25 records, d=1"] * 2
+    assert stages == easy + ["25 records, d=3"] * 3 + ["25 records, d=3, contrast"] * 2
+
+
+def test_the_last_stage_holds_the_temperature_that_the_recipe_says(trained: Path) -> None:
+    state = torch.load(trained / "training" / "training_state.pt", weights_only=True)["model"]
+    q_norm, k_norm = (state[f"model.layers.2.self_attn.{name}_norm.weight"] for name in "qk")
+    assert (q_norm * k_norm).mean().item() == pytest.approx(TINY.contrast_temperature)
 
 
 def test_recipe_beside_the_result_is_enough_to_train_it_again(
@@ -71,6 +79,27 @@ def test_stopped_and_resumed_training_gives_the_same_model(trained: Path, tmp_pa
     with pytest.raises(Killed):
         train_dictionary(TINY, tmp_path, report=die)
     train_dictionary(TINY, tmp_path)
+    assert losses(tmp_path) == losses(trained)
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        trained / "model.safetensors"
+    ).read_bytes()
+
+
+def test_max_steps_stops_and_more_of_them_go_on(trained: Path, tmp_path: Path) -> None:
+    assert train_dictionary(TINY, tmp_path, max_steps=5).ending == "max_steps"
+    assert losses(tmp_path) == losses(trained)[:5]
+    assert not (tmp_path / "model.safetensors").exists()
+    assert train_dictionary(TINY, tmp_path).ending == "finished"
+    assert losses(tmp_path) == losses(trained)
+
+
+def test_stopped_within_the_last_stage_it_is_not_begun_again(trained: Path, tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train_dictionary(TINY, tmp_path, report=stop).ending == "interrupted"
+    assert train_dictionary(TINY, tmp_path).ending == "finished"
     assert losses(tmp_path) == losses(trained)
     assert (tmp_path / "model.safetensors").read_bytes() == (
         trained / "model.safetensors"

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from longfocus.errors import LongFocusError
-from longfocus.training.loop import LoopSettings, Progress, Stage, StepResult, train
+from longfocus.training.loop import Progress, train
+from longfocus.training.stages import LoopSettings, Stage, StepResult
 
 SETTINGS = LoopSettings(seed=3)
 SAVING_ALWAYS = LoopSettings(seed=3, save_seconds=0.0)

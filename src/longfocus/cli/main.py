@@ -40,6 +40,11 @@ class Call(NamedTuple):
 
 COMMANDS = {
     "demo": Command("longfocus.cli.demo", "hide facts in a million tokens, read them, and ask"),
+    "train continue": Command(
+        "longfocus.cli.train_model", "continued pre-training of any model on your texts"
+    ),
+    "train instruct": Command("longfocus.cli.train_model", "instruction and chat tuning"),
+    "train scratch": Command("longfocus.cli.train_model", "a small model from random weights"),
     "train dictionary": Command("longfocus.cli.train", "train the dictionary lookup model"),
     "train code": Command("longfocus.cli.train", "train the small model of Python source code"),
 }

@@ -20,7 +20,7 @@ LOG_SECONDS = 20.0
 @contextmanager
 def training_progress(console: Console | None = None) -> Iterator[Callable[["TrainingStep"], None]]:
     """Inside, the given function shows a training step: stage, loss, accuracy, tokens/s, CPU time."""
-    with _line(console, total=1.0) as show:
+    with progress_line(console, total=1.0) as show:
         yield lambda step: show(step.stage_progress, describe_step(step))
 
 
@@ -33,7 +33,10 @@ def describe_step(step: "TrainingStep") -> str:
 
 
 @contextmanager
-def _line(console: Console | None, *, total: float) -> Iterator[Callable[[float, str], None]]:
+def progress_line(
+    console: Console | None, *, total: float
+) -> Iterator[Callable[[float, str], None]]:
+    """Inside, the given function shows how much of `total` is done, and a line of text about it."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield _logger(console, total)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from longfocus.training.loop import Outcome, Progress
 
     Trainer = Callable[[Callable[[Progress], None]], Outcome]
@@ -22,19 +24,24 @@ class DictionaryArguments:
 
     output: Path
     """Directory for the model, its recipe, checkpoints and metrics; new, empty, or of this same training."""
-    cpu_minutes: float = 28.0
+    cpu_minutes: float = 29.0
     """Processor minutes of all threads together; training is shortened to fit."""
     seed: int = 0
     """Of weights and data."""
+    max_steps: int | None = None
+    """Stop after so many steps; the same command with more goes on."""
 
 
 def run_dictionary(arguments: DictionaryArguments) -> int | None:
-    from longfocus.training.dictionary import DictionaryRecipe, train_dictionary
+    from longfocus.training.dictionary import train_dictionary
+    from longfocus.training.dictionary_recipe import DictionaryRecipe
 
     _check_minutes(arguments.cpu_minutes)
     recipe = DictionaryRecipe(seed=arguments.seed, cpu_minutes=arguments.cpu_minutes)
+    steps = float("inf") if arguments.max_steps is None else arguments.max_steps
     return _train(
-        arguments.output, lambda report: train_dictionary(recipe, arguments.output, report=report)
+        arguments.output,
+        lambda report: train_dictionary(recipe, arguments.output, report=report, max_steps=steps),
     )
 
 
@@ -44,7 +51,7 @@ class CodeArguments:
 
     output: Path
     """Directory for the model, its recipe, checkpoints and metrics; the control goes to `control` in it."""
-    cpu_minutes: float = 28.0
+    cpu_minutes: float = 29.0
     """Processor minutes of all threads together to train the model. The data take about one more, the control nearly
     as much again."""
     seed: int = 0
@@ -52,6 +59,8 @@ class CodeArguments:
 
 
 def run_code(arguments: CodeArguments) -> int | None:
+    from rich.console import Console
+
     from longfocus.training.code import train_code
     from longfocus.training.code_recipe import CodeRecipe
 
@@ -60,26 +69,24 @@ def run_code(arguments: CodeArguments) -> int | None:
     return _train(
         arguments.output,
         lambda report: train_code(
-            recipe, arguments.output, report=report, prepare=_log_preparation()
+            recipe, arguments.output, report=report, prepare=log_preparation(Console(stderr=True))
         ),
     )
 
 
-def _log_preparation() -> "Callable[[str, int, int], None]":
+def log_preparation(console: "Console") -> "Callable[[str, int, int], None]":
     """Says when a step of the preparation of data begins, and every 20 seconds how far it is."""
     import time
 
-    from rich.console import Console
-
     from longfocus.cli.progress import LOG_SECONDS
 
-    console, last = Console(stderr=True), {"what": "", "time": 0.0}
+    last = {"what": "", "time": 0.0}
 
     def show(what: str, done: int, total: int) -> None:
         now = time.monotonic()
         if what != last["what"] or now - last["time"] > LOG_SECONDS:
             last.update(what=what, time=now)
-            console.print(f"{what}  {done / max(total, 1):.0%}", highlight=False)
+            console.print(what + (f"  {done / total:.0%}" if total else ""), highlight=False)
 
     return show
 
@@ -115,6 +122,9 @@ def _train(output: Path, trainer: "Trainer") -> int | None:
             "Stopped; everything is saved. The same command goes on from here.", highlight=False
         )
         return INTERRUPTED
+    if outcome.ending == "max_steps":
+        console.print("Stopped after --max-steps; with more the same command goes on.")
+        return None
     for stage in outcome.stages:
         console.print(
             f"{stage['name']}: {stage['steps']} steps, accuracy {stage['accuracy']:.1%}, "

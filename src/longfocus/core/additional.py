@@ -21,7 +21,8 @@ SAMPLED_ROWS, SAMPLED_QUERIES = 8, 16
 class PositiveMass:
     """Measures r_d: the share of attention to additional contexts that falls on the positive ones (paper, section 3.2).
 
-    1/d says that keys of other documents are not told apart. Averaged over heads and a sample of rows and queries.
+    1/d says that keys of other documents are not told apart. Averaged over heads and a sample of rows and of their
+    real tokens.
     """
 
     def __init__(self, is_positive: Bool[Tensor, "rows contexts"]) -> None:
@@ -36,22 +37,29 @@ class PositiveMass:
         pool: Pool,
         plan: Int[Tensor, "batch contexts"],
         scoring: Scoring,
+        is_real: Bool[Tensor, "batch length"] | None = None,
     ) -> None:
-        """Measure one layer; rows without a positive context have no say."""
-        is_positive = self.is_positive.to(plan.device)
-        rows = is_positive.any(1).nonzero()[:, 0]
+        """Measure one layer; rows without a real token in a positive context have no say, nor has padding."""
+        is_positive, plan = self.is_positive.to(plan.device), plan.long()
+        if pool.valid is not None:
+            is_positive = is_positive & pool.valid.any(1)[plan]
+        sampled = slice(None, None, -(-query.shape[2] // SAMPLED_QUERIES))
+        queries = query[:, :, sampled]
+        asked = torch.ones_like(queries[:, 0, :, 0], dtype=torch.bool)
+        if is_real is not None:
+            asked = is_real[:, sampled]
+        rows = (is_positive.any(1) & asked.any(1)).nonzero()[:, 0]
         if not len(rows):
             return
         rows = rows[:: -(-len(rows) // SAMPLED_ROWS)]
-        queries = query[rows][:, :, :: -(-query.shape[2] // SAMPLED_QUERIES)]
-        listed = plan[rows]
+        queries, listed = queries[rows], plan[rows]
         options: dict[str, Any] = {"scale": scoring.scale, "softcap": scoring.softcap}
         everything = attend_rows(queries, pool, listed, **options).lse
         positive = attend_rows(
             queries, pool, listed.masked_fill(~is_positive[rows], NONE), **options
         ).lse
         share = (positive - everything).exp()
-        self.by_layer[layer] = share[everything.isfinite()].mean().item()
+        self.by_layer[layer] = share.transpose(1, 2)[asked[rows]].mean().item()
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class _AllGather(torch.autograd.Function):
     def forward(ctx: Any, tensor: Tensor, group: distributed.ProcessGroup) -> Tensor:
         ctx.group, ctx.rows = group, len(tensor)
         gathered = tensor.new_empty(len(tensor) * group.size(), *tensor.shape[1:])
-        distributed.all_gather_into_tensor(gathered, tensor.contiguous(), group=group)
+        distributed.all_gather(list(gathered.chunk(group.size())), tensor.contiguous(), group=group)
         return gathered
 
     @staticmethod

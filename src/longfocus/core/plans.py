@@ -72,13 +72,17 @@ def segments_plan(documents: int, segments: Sequence[Segment]) -> Int[Tensor, "r
     """LongLLaMA's plan: windows of a document belong to segments in their order, each sees what its segment says.
 
     A document gives as many consecutive rows as the least common denominator of the shares. Negatives are the
-    windows of the documents before it in the batch, the nearest first, the last document before the first one.
+    windows of the documents before it in the batch, the nearest first. Where these do not suffice, those of the
+    documents after it follow, the last document first, but only windows up to the first one with negatives: through
+    any other a document would see its own future. The first documents see fewer if there are too few of them.
     Raises LongFocusError if a window would need more positives than come before it, or more negatives than the
     other documents have.
     """
     windows = segment_windows(segments)
     sees = [part for part in segments for _ in range(int(part.share * windows))]
     others = (documents - 1) * windows
+    # how many windows of a document see nothing of another one, directly or through others
+    alone = next((place for place, part in enumerate(sees) if part.negatives), windows)
     plan = torch.full(
         (documents * windows, max(part.positives + part.negatives for part in sees)), NONE
     )
@@ -92,8 +96,14 @@ def segments_plan(documents: int, segments: Sequence[Segment]) -> Int[Tensor, "r
         for document in range(documents):
             first = document * windows
             own = [first + place - 1 - back for back in range(part.positives)]
-            rest = [(first - 1 - back) % len(plan) for back in range(part.negatives)]
-            plan[first + place, : len(own) + len(rest)] = torch.tensor([*own, *rest])
+            before = range(first - 1, -1, -1)
+            after = [
+                other * windows + back
+                for other in range(documents - 1, document, -1)
+                for back in range(alone - 1, -1, -1)
+            ]
+            seen = own + [*before, *after][: part.negatives]
+            plan[first + place, : len(seen)] = torch.tensor(seen)
     return plan
 
 

@@ -11,7 +11,7 @@ from longfocus.config import FocusConfig
 from longfocus.errors import LongFocusError
 from longfocus.hf.attachment import Attachment
 from longfocus.hf.attention import FocusHook
-from longfocus.hf.layers import attention_modules
+from longfocus.hf.layers import attention_modules, longest_window
 from longfocus.hf.model import FocusMixin, add_gates, focus_class, remove_gates, stock_class
 from longfocus.hf.refusals import check_base
 from longfocus.hf.rotary import rotary_of
@@ -137,7 +137,7 @@ def _check(model: PreTrainedModel, config: FocusConfig) -> dict[int, nn.Module]:
             f"memory_layers={config.memory_layers} but this model has {count} layers (0..{count - 1}): {wrong} do not "
             f"exist. Pick layers below {count}, e.g. ({count // 2},)."
         )
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = longest_window(model.config)
     if longest is not None and config.window > longest:
         raise LongFocusError(
             f"window={config.window} is longer than the model's positions, {longest}. "

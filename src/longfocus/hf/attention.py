@@ -153,7 +153,7 @@ def _focus_attention(
     if contexts is not None:
         pool = contexts.pool(first_key, value)
         if contexts.mass is not None:
-            contexts.mass.look(focus_layer.layer, query, pool, contexts.plan, own)
+            contexts.mass.look(focus_layer.layer, query, pool, contexts.plan, own, contexts.valid)
         if gates is None:
             output = attend_jointly(query, key, value, pool, contexts.plan, own, sinks)
             return output.transpose(1, 2).contiguous(), None
@@ -177,8 +177,11 @@ def _rotate(focus: LayerCall, query: Tensor, key: Tensor) -> tuple[Tensor, Tenso
     if focus.call.config.positions == "none" or not focus.rotary.is_used:
         return query, key, key
     new = key[:, :, -query.shape[2] :]
-    first_key = focus.rotary.at_first_position(key) if focus.call.contexts is not None else key
+    in_crossbatch = focus.call.contexts is not None
+    first_key = focus.rotary.at_first_position(key) if in_crossbatch else key
     query, new = focus.rotary.rotate(query, new, focus.position_embeddings)
+    if in_crossbatch and focus.call.config.positions == "true":
+        first_key = new
     layer = None if focus.call.cache is None else focus.call.cache.windows[focus.layer]
     return query, layer.push_rotated(new) if isinstance(layer, MemoryLayer) else new, first_key
 

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from longfocus.errors import LongFocusError
+
 
 def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
     """The self-attention module of every decoder layer, by layer number."""
@@ -27,6 +29,15 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return weight.shape[0]
 
 
+def longest_window(config: Any) -> int | None:
+    """How far a model's positions reach, with dynamic scaling as far as that is meant to stretch; None: any length."""
+    longest = getattr(config, "max_position_embeddings", None)
+    scaling = getattr(config, "rope_parameters", None) or {}
+    if longest is not None and scaling.get("rope_type") == "dynamic":
+        return int(longest * scaling["factor"])
+    return longest
+
+
 def kv_heads_and_dim(config: Any) -> tuple[int, int]:
     """Number and size of the key heads of a stock configuration, which may leave both to be derived."""
     heads = config.num_attention_heads
@@ -45,3 +56,14 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def model_inside(wrapped: nn.Module) -> PreTrainedModel:
+    """The transformers model inside the wrappers of a trainer (DDP, PEFT); it may be the model itself."""
+    for module in wrapped.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise LongFocusError(
+        f"Training needs a transformers model, bare or wrapped. Got {type(wrapped).__name__}, which holds none. "
+        "See AutoModelForCausalLM."
+    )

@@ -26,10 +26,10 @@ def from_pretrained(path: str | Path, *, verify: bool = True, **kwargs: Any) -> 
 
     `path` is a folder or hub id of a model saved with memory attached (`save_pretrained`) or of a published LongLLaMA
     checkpoint, or the name of a shipped model: "dictionary", "code". `kwargs` go to the library's `from_pretrained`
-    (dtype, device_map, ...). Raises LongFocusError if the checkpoint has no memory.
+    (dtype, device_map, config, ...). Raises LongFocusError if the checkpoint has no memory.
     """
     place = resolve(path)
-    config = _config(place, kwargs)
+    config = kwargs.pop("config", None) or _config(place, kwargs)
     focus = FocusConfig.from_dict(config.focus)
     stock = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if stock is None:
@@ -72,6 +72,18 @@ def _config(place: str, kwargs: dict[str, Any]) -> PreTrainedConfig:
         for name in ("revision", "cache_dir", "token", "local_files_only")
         if name in kwargs
     }
+    config = read_config(place, **hub)
+    if not getattr(config, "focus", None):
+        raise LongFocusError(
+            f"{place} is a {config.model_type} checkpoint without memory. Load it with transformers, then "
+            "longfocus.attach(model, longfocus.FocusConfig(memory_layers=..., window=...))."
+        )
+    return config
+
+
+def read_config(path: str | Path, **hub: Any) -> PreTrainedConfig:
+    """The configuration of a model, a published LongLLaMA's as Llama's; `focus` is its memory if it has one."""
+    place = resolve(path)
     try:
         written, _ = PreTrainedConfig.get_config_dict(place, **hub)
     except OSError as error:
@@ -84,11 +96,6 @@ def _config(place: str, kwargs: dict[str, Any]) -> PreTrainedConfig:
         config = AutoConfig.for_model(**llama)
         config.focus = focus.to_dict()
         return config
-    if not written.get("focus"):
-        raise LongFocusError(
-            f"{place} is a {written.get('model_type')} checkpoint without memory. Load it with transformers, then "
-            "longfocus.attach(model, longfocus.FocusConfig(memory_layers=..., window=...))."
-        )
     try:
         return AutoConfig.from_pretrained(place, **hub)
     except ValueError as error:

@@ -63,7 +63,7 @@ def verify_attached(model: Any, reference: Reference) -> None:
         windows = FocusCache(
             model, config=replace(short, window=TOKENS // 2, last_context_length=1)
         )
-        model(reference.input_ids, past_key_values=windows)
+        model(reference.input_ids, past_key_values=windows, use_cache=True)
     stored = {
         i: len(layer.store)
         for i, layer in enumerate(windows.layers)

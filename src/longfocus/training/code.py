@@ -25,16 +25,10 @@ from longfocus.config import FocusConfig
 from longfocus.training.code_batches import Batches
 from longfocus.training.code_data import CodeData, Prepare, prepare_data
 from longfocus.training.code_recipe import CodeRecipe, Phase
-from longfocus.training.loop import (
-    LoopSettings,
-    Outcome,
-    Progress,
-    Stage,
-    StepResult,
-    train,
-)
+from longfocus.training.loop import Outcome, Progress, train
 from longfocus.training.output import open_output
 from longfocus.training.passkey_task import DIGITS
+from longfocus.training.stages import LoopSettings, Stage, StepResult
 
 CONTROL = "control"
 WORDS_FILE = "passkey_words.json"

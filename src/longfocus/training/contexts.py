@@ -57,9 +57,9 @@ class Contexts:
                 f"A batch of {rows} rows cannot hold documents of {self.windows} windows each, which "
                 f"{self.name!r} needs. Choose a multiple of {self.windows}."
             )
-        shares = torch.tensor([float(share) for share, _ in self.choices])
-        # drawn also where there is no choice, so that random numbers do not depend on the plan
-        chosen = int(torch.multinomial(shares, 1, generator=generator))
+        ends = torch.tensor([float(share) for share, _ in self.choices]).cumsum(0)[:-1]
+        # one number also where there is no choice, so that later ones do not depend on the plan
+        chosen = int(torch.bucketize(torch.rand((), generator=generator), ends, right=True))
         plan = self.choices[chosen][1](rows // self.windows, d)
         return StepPlan(plan, positives(plan, self.windows))
 
@@ -77,10 +77,10 @@ def parse_contexts(text: str) -> Contexts:
         return _parse_one(text.strip())
     found: list[tuple[Fraction, Contexts]] = []
     for part in parts:
-        match = re.fullmatch(r"([\d./]+)\s+(\S.*)", part)
+        match = re.fullmatch(r"([0-9./]+)\s+(\S.*)", part)
         if match is None:
             raise _unknown(text)
-        found.append((Fraction(match[1]), _parse_one(match[2])))
+        found.append((_share(text, match[1]), _parse_one(match[2])))
     if sum(share for share, _ in found) != 1 or len({c.windows for _, c in found}) != 1:
         raise LongFocusError(
             f"The shares of a mixture must add up to 1, and all its plans must use equally many windows of a document. "
@@ -91,60 +91,60 @@ def parse_contexts(text: str) -> Contexts:
 
 
 def _parse_one(text: str) -> Contexts:
-    if re.match(r"[\d./]+\s*\(", text):
+    if re.match(r"[0-9./]+\s*\(", text):
         return _segments(text)
-    match = re.fullmatch(r"(paper|published)(?:\(([^()]*)\))?", text)
+    match = re.fullmatch(r"(paper|published)(?:\((.*)\))?", text)
     if match is None:
         raise _unknown(text)
-    options = dict(_option(text, part) for part in (match[2] or "").split(",") if part.strip())
     if match[1] == "paper":
-        windows = _take(text, options, "w", 1) + 1
-        return Contexts(
-            text, windows, True, ((Fraction(1), lambda n, d: packed_plan(n, windows=windows, d=d)),)
+        windows = _options(text, match[2], {"w"}).get("w", 1) + 1
+        return _only(text, windows, True, lambda n, d: packed_plan(n, windows=windows, d=d))
+    options = _options(text, match[2], {"packing", "stepping"})
+    packing, stepping = options.get("packing", 1), "stepping" in options
+    return _only(text, packing, True, lambda n, d: _published(n * packing, d, stepping, packing))
+
+
+def _options(text: str, given: str | None, names: set[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in given.split(",") if given else ():
+        match = re.fullmatch(r"\s*(?:(w|packing)\s*=\s*0*([1-9][0-9]*)|(stepping))\s*", part)
+        name = match and (match[1] or match[3])
+        if match is None or name not in names or name in found:
+            raise _unknown(text)
+        found[name] = int(match[2] or 1)
+    return found
+
+
+def _only(text: str, windows: int, uses_d: bool, make: Callable[[int, int], Tensor]) -> Contexts:
+    return Contexts(text, windows, uses_d, ((Fraction(1), make),))
+
+
+def _published(rows: int, d: int, stepping: bool, packing: int) -> Tensor:
+    if d >= rows:
+        raise LongFocusError(
+            f"d={d} is beyond the batch: at most {rows - 1} rows come before any of its {rows} rows. Use a smaller "
+            "d or more rows."
         )
-    packing, stepping = _take(text, options, "packing", 1), bool(options.pop("stepping", 0))
-    if options:
-        raise _unknown(text)
-    return Contexts(
-        text,
-        packing,
-        True,
-        (
-            (
-                Fraction(1),
-                lambda n, d: published_plan(
-                    n * packing, context_range=d, stepping=stepping, packing=packing
-                ),
-            ),
-        ),
-    )
+    return published_plan(rows, context_range=d, stepping=stepping, packing=packing)
 
 
 def _segments(text: str) -> Contexts:
-    pattern = r"([\d./]+)\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)"
+    pattern = r"([0-9./]+)\s*\(\s*([0-9]+)\s*,\s*([0-9]+)\s*\)"
     if re.sub(pattern, "", text).strip():
         raise _unknown(text)
-    segments = [Segment(Fraction(s), int(p), int(n)) for s, p, n in re.findall(pattern, text)]
-    return Contexts(
-        text,
-        segment_windows(segments),
-        False,
-        ((Fraction(1), lambda n, d: segments_plan(n, segments)),),
-    )
+    segments = [
+        Segment(_share(text, share), int(positives), int(negatives))
+        for share, positives, negatives in re.findall(pattern, text)
+    ]
+    windows = segment_windows(segments)
+    return _only(text, windows, False, lambda n, d: segments_plan(n, segments))
 
 
-def _option(text: str, part: str) -> tuple[str, int]:
-    name, _, value = part.partition("=")
-    if value and not value.strip().isdigit():
-        raise _unknown(text)
-    return name.strip(), int(value) if value else 1
-
-
-def _take(text: str, options: dict[str, int], name: str, default: int) -> int:
-    value = options.pop(name, default)
-    if value < 1 or (name == "w" and options):
-        raise _unknown(text)
-    return value
+def _share(text: str, share: str) -> Fraction:
+    try:
+        return Fraction(share)
+    except (ValueError, ZeroDivisionError):
+        raise _unknown(text) from None
 
 
 def _unknown(text: str) -> LongFocusError:

@@ -3,20 +3,23 @@
     curriculum   3, 6, 12, 25 records per window, d = 1     each until the model answers 95% (98%)
     crossbatch   25 records per window, d = documents       every asking window sees all previous windows;
                                                             hard negatives: keys over small alphabets
+    contrast     the same with a soft, fixed temperature
 
 The paper (section 5.1) trains 37M parameters with d = 1 until 98%, then d = 128. Two additions make minutes on a
 laptop enough: the curriculum, and keys that nearly collide. The model is a stock Qwen3: q_norm and k_norm hold
 the paper's normalised queries and keys, and their weights in the memory layer its learnable temperature. No
 positions in the memory layer.
 
-In the crossbatch stage the temperature learns slowly. A softmax that gets sharp early answers right among the
-8,192 keys of a step while the right key stands only a little above the others; one that stays soft forces it far
-above them. When training is over, the softmax is made as sharp as a memory of millions of keys needs: `sharpen`.
+A softmax that gets sharp early answers right among the 8,192 keys of a step while the right key stands only a little
+above the others; one that stays soft forces it far above them. So the temperature learns slowly in the crossbatch
+stage, and in the last stage it is softened and held, as in contrastive learning, where a loss that had vanished
+appears again. When training is over, the softmax is made as sharp as a memory of millions of keys needs: `sharpen`.
 """
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,81 +28,13 @@ from torch import Tensor
 
 from longfocus.config import FocusConfig
 from longfocus.core import dictionary_task as task
-from longfocus.errors import LongFocusError
-from longfocus.training.loop import LoopSettings, Outcome, Progress, Stage, StepResult, train
-from longfocus.training.output import RECIPE_FILE, open_output
+from longfocus.training.dictionary_recipe import DictionaryRecipe
+from longfocus.training.loop import METRICS_FILE, Outcome, Progress, train
+from longfocus.training.output import open_output
+from longfocus.training.stages import LoopSettings, Stage, StepResult
 
 TRAINING_FOLDER = "training"
 SUMMARY_FILE = "training.json"
-KIND = "dictionary"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DictionaryRecipe:
-    """Every choice of a training; `recipe.json` beside the result is enough to run it again."""
-
-    seed: int = 0
-    """Of weights and data."""
-    cpu_minutes: float = 28.0
-    """Processor minutes of all threads; on a slower machine the crossbatch stage is shortened to fit."""
-
-    hidden_size: int = 128
-    intermediate_size: int = 256
-    layers: int = 4
-    heads: int = 2
-    kv_heads: int = 1
-    head_dim: int = 128
-    """One wide key per token tells more records apart than two of half the width, at the same memory."""
-    memory_layer: int = 2
-    rope_theta: float = 100.0
-    """Windows are short: with 10,000 learning takes longer."""
-
-    curriculum: tuple[int, ...] = (3, 6, 12, 25)
-    """Records per window of the stages with d = 1."""
-    curriculum_rows: int = 64
-    """A stage has as many documents as hold so many records, at least `curriculum_documents`."""
-    curriculum_documents: int = 16
-    curriculum_accuracy: tuple[float, float] = (0.95, 0.98)
-    """Smoothed accuracy that ends a stage: all but the last, the last."""
-    curriculum_steps: int = 1500
-    """A curriculum stage ends after so many steps at the latest."""
-    curriculum_rate: float = 3e-3
-    """AdamW learning rate, reached after 50 steps."""
-
-    documents: int = 32
-    """Crossbatch stage: previous windows per step, all of them seen by every asking window (d)."""
-    asking: int = 8
-    """Documents that are asked: their current windows are computed too."""
-    steps: int = 400
-    alphabets: tuple[int, ...] = (60, 12, 8, 6)
-    """Symbols per place of a key, one size chosen at random per step; small ones make hard negatives."""
-    rate: float = 2e-3
-    """AdamW learning rate after 20 steps, cooled down linearly to 0 over the last `cooldown` of the stage."""
-    cooldown: float = 0.7
-    temperature_factor: float = 0.3
-    """Learning rate of q_norm and k_norm of the memory layer, as a multiple of `rate`, in the crossbatch stage."""
-    sharpen: float = 4.0
-    """Factor on the scores of the memory layer, multiplied into its q_norm after training; chosen on other seeds
-    than those of the evaluation."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": KIND, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DictionaryRecipe":
-        known = {entry.name for entry in fields(cls)}
-        unknown = sorted(set(values) - known - {"kind"})
-        if values.get("kind") != KIND or unknown:
-            raise LongFocusError(
-                f"This is not a recipe of `longfocus train dictionary`: kind {values.get('kind')!r}, unknown "
-                f"entries {unknown}. Choose the {RECIPE_FILE} that it wrote, or train into an empty directory."
-            )
-        entries: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-            if name in known
-        }
-        return cls(**entries)
 
 
 def train_dictionary(
@@ -107,18 +42,24 @@ def train_dictionary(
     directory: Path,
     *,
     report: Callable[[Progress], None] = lambda progress: None,
+    max_steps: float = math.inf,
 ) -> Outcome:
     """Train by the recipe and save the model in `directory`, going on where an earlier call was stopped.
 
-    `directory/training` holds the checkpoint and metrics, `training.json` the stages.
-    A finished directory is left as it is.
+    `directory/training` holds the checkpoint, `metrics.jsonl` every step, `training.json` the stages. A finished
+    directory is left as it is. After `max_steps` steps training stops; a later call goes on.
     """
     if open_output(directory, recipe.to_dict()):
         return Outcome("finished", None, [])
     model = make_model(recipe)
-    settings = LoopSettings(seed=recipe.seed, cpu_minutes=recipe.cpu_minutes)
+    settings = LoopSettings(seed=recipe.seed, cpu_minutes=recipe.cpu_minutes, max_steps=max_steps)
     outcome = train(
-        model, stages(model, recipe), directory / TRAINING_FOLDER, settings, report=report
+        model,
+        stages(model, recipe),
+        directory / TRAINING_FOLDER,
+        settings,
+        report=report,
+        metrics_file=directory / METRICS_FILE,
     )
     if outcome.ending == "finished":
         _save(model, recipe, outcome, directory)
@@ -185,7 +126,7 @@ def _draw_weights(model: Any, recipe: DictionaryRecipe) -> None:
 
 
 def stages(model: Any, recipe: DictionaryRecipe) -> list[Stage]:
-    """The curriculum with d = 1, then crossbatch with every document of the batch."""
+    """The curriculum with d = 1, then crossbatch with every document of the batch, twice."""
     until = dict.fromkeys(recipe.curriculum, recipe.curriculum_accuracy[0])
     until[recipe.curriculum[-1]] = recipe.curriculum_accuracy[1]
     easy = [
@@ -201,14 +142,34 @@ def stages(model: Any, recipe: DictionaryRecipe) -> list[Stage]:
         )
         for index, records in enumerate(recipe.curriculum)
     ]
-    hard = Stage(
-        name=f"{recipe.curriculum[-1]} records, d={recipe.documents}",
+    return [
+        *easy,
+        _crossbatch_stage(model, recipe, "", recipe.steps, recipe.temperature_factor),
+        replace(
+            _crossbatch_stage(model, recipe, ", contrast", recipe.contrast_steps, 0.0),
+            begin=lambda: _soften(model, recipe),
+        ),
+    ]
+
+
+def _crossbatch_stage(
+    model: Any, recipe: DictionaryRecipe, name: str, steps: int, temperature_factor: float
+) -> Stage:
+    return Stage(
+        name=f"{recipe.curriculum[-1]} records, d={recipe.documents}{name}",
         step=_crossbatch_step(model, recipe),
-        optimizers=lambda: [_adamw(model, recipe, recipe.rate, recipe.temperature_factor)],
-        steps=recipe.steps,
+        optimizers=lambda: [_adamw(model, recipe, recipe.rate, temperature_factor)],
+        steps=steps,
         schedule=_cool_down(20, recipe.cooldown),
     )
-    return [*easy, hard]
+
+
+@torch.no_grad()
+def _soften(model: Any, recipe: DictionaryRecipe) -> None:
+    """Give the memory layer's softmax the temperature of the last stage."""
+    attention = model.model.layers[recipe.memory_layer].self_attn
+    product = (attention.q_norm.weight * attention.k_norm.weight).mean()
+    attention.q_norm.weight.mul_(recipe.contrast_temperature / product)
 
 
 def _curriculum_step(

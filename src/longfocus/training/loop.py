@@ -13,7 +13,6 @@ depends on the machine. Not here: data, model, and anything about where training
 """
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,60 +25,11 @@ from torch import Tensor, nn
 
 from longfocus.errors import LongFocusError
 from longfocus.training.signals import stop_signals
+from longfocus.training.stages import LoopSettings, Stage
 
 STATE_FILE = "training_state.pt"
 METRICS_FILE = "metrics.jsonl"
-Ending = Literal["finished", "interrupted"]
-
-
-class StepResult(NamedTuple):
-    """What one step computed."""
-
-    loss: Tensor
-    """Scalar with its graph; the loop calls backward."""
-    accuracy: float
-    """Share of right answers in this step, 0..1; the loop smooths it."""
-    tokens: int
-    """Tokens that went through the model, for tokens per second."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Steps of one kind."""
-
-    name: str
-    step: Callable[[torch.Generator], StepResult]
-    optimizers: Callable[[], Sequence[torch.optim.Optimizer]] | None
-    """Made at the stage's start; the `lr` of every group is the peak that `schedule` multiplies. None keeps those
-    of the stage before."""
-    steps: int
-    """The stage ends after so many steps."""
-    begin: Callable[[], None] = lambda: None
-    """Called once, when the stage starts; not when it goes on after a restart."""
-    until_accuracy: float = math.inf
-    """It ends earlier when the smoothed accuracy reaches this."""
-    budget_share: float = 1.0
-    """It ends at the latest when this part of all CPU minutes is used (counted from the start of training)."""
-    schedule: Callable[[int, float], float] = lambda step, progress: 1.0
-    """Factor on the learning rates from the stage's step (from 0) and its progress 0..1 in steps or budget,
-    whichever is further: a cool-down ends at 0 also on a slower machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopSettings:
-    """What all stages share."""
-
-    seed: int = 0
-    cpu_minutes: float = math.inf
-    """Processor time of all threads, over all resumed parts together."""
-    clip: float = 1.0
-    """Greatest norm of the whole gradient."""
-    smoothing: float = 0.9
-    """Weight of the past in the smoothed loss and accuracy, per step."""
-    save_seconds: float = 60.0
-    """Wall seconds between two checkpoints."""
-    autocast: bool = True
-    """Compute in bf16 where autocast says so."""
+Ending = Literal["finished", "interrupted", "max_steps"]
 
 
 @dataclass(frozen=True)
@@ -134,17 +84,18 @@ def train(
     settings: LoopSettings,
     *,
     report: Callable[[Progress], None] = lambda progress: None,
+    metrics_file: Path | None = None,
 ) -> Outcome:
     """Train through the stages, going on from the checkpoint in `directory` if there is one.
 
-    The model is trained in place. Ends when the last stage ends, or after the running step when a SIGINT or
-    SIGTERM arrives; both leave a checkpoint.
+    The model is trained in place. Ends when the last stage ends, after `max_steps`, or after the running step when a
+    SIGINT or SIGTERM arrives; all leave a checkpoint. Metrics go to the directory if no other file is given.
     """
-    run = _Run(model, stages, directory, settings)
+    run = _Run(model, stages, directory, settings, metrics_file or directory / METRICS_FILE)
     last = None
     with stop_signals() as stopped:
         model.train()
-        while run.counters.stage < len(stages):
+        while run.counters.stage < len(stages) and run.counters.step < settings.max_steps:
             last = run.one_step()
             report(last)
             if stopped() is not None:
@@ -153,17 +104,23 @@ def train(
             run.save_if_due()
     run.save()
     model.eval()
-    return Outcome("finished", last, run.counters.completed)
+    ending = "finished" if run.counters.stage == len(stages) else "max_steps"
+    return Outcome(ending, last, run.counters.completed)
 
 
 class _Run:
     """A training under way: model, optimizers of the current stage, random state, counters, files."""
 
     def __init__(
-        self, model: nn.Module, stages: Sequence[Stage], directory: Path, settings: LoopSettings
+        self,
+        model: nn.Module,
+        stages: Sequence[Stage],
+        directory: Path,
+        settings: LoopSettings,
+        metrics_file: Path,
     ) -> None:
         self.model, self.stages, self.settings = model, stages, settings
-        self.state_file, self.metrics_file = directory / STATE_FILE, directory / METRICS_FILE
+        self.state_file, self.metrics_file = directory / STATE_FILE, metrics_file
         self.counters = _Counters()
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.optimizers: Sequence[torch.optim.Optimizer] = []

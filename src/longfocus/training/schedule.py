@@ -19,6 +19,9 @@ from longfocus.errors import LongFocusError
 SMOOTHING = 0.9
 """Weight of the past in the accuracy that decides a switch, per step."""
 
+NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+SWITCH = re.compile(rf"\s*([0-9,\s]+?)\s+until\s+(?:step\s+([0-9]+)|({NUMBER})\s*(%?))\s*")
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -78,13 +81,14 @@ def parse_schedule(text: str) -> Schedule:
     *switched, last = text.split("then")
     phases = []
     for part in switched:
-        match = re.fullmatch(r"\s*([\d,\s]+?)\s+until\s+(?:step\s+(\d+)|([\d.]+)\s*(%?))\s*", part)
+        match = SWITCH.fullmatch(part)
         if match is None:
             raise _unknown(text)
         accuracy = None
         if match[3] is not None:
             accuracy = float(match[3]) / (100 if match[4] else 1)
-            if not 0 < accuracy <= 1:
+            # a smoothed accuracy never gets to 1
+            if not 0 < accuracy < 1:
                 raise _unknown(text)
         phases.append(
             Phase(_values(text, match[1]), None if match[2] is None else int(match[2]), accuracy)
@@ -97,7 +101,7 @@ def parse_schedule(text: str) -> Schedule:
 
 def _values(text: str, part: str) -> tuple[int, ...]:
     words = [word.strip() for word in part.split(",")]
-    if not all(word.isdigit() and int(word) > 0 for word in words):
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise _unknown(text)
     return tuple(int(word) for word in words)
 
@@ -105,5 +109,5 @@ def _values(text: str, part: str) -> tuple[int, ...]:
 def _unknown(text: str) -> LongFocusError:
     return LongFocusError(
         f"{text!r} is not a schedule of d. Allowed: a number such as '2', several to draw from such as '2,128', and "
-        "switches such as '1 until 98% then 128' or '2 until step 5000 then 64', at growing steps."
+        "switches such as '1 until 98% then 128' (below 100%) or '2 until step 5000 then 64' (at growing steps)."
     )

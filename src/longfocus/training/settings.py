@@ -1,0 +1,70 @@
+"""How weights change, as transformers' TrainingArguments want to be told."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from longfocus.training import checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How weights change; everything else is the method's or the data's."""
+
+    max_steps: int
+    learning_rate: float = 2e-5
+    """LongLLaMA's."""
+    warmup_steps: int = 0
+    scheduler: str = "constant_with_warmup"
+    """Any of transformers' learning rate schedules."""
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    accumulation: int = 1
+    """Micro-batches per step, on every process."""
+    bf16: bool = True
+    """Compute in bfloat16 where autocast says so; weights keep their type."""
+    gradient_checkpointing: bool = False
+    save_steps: int = 200
+    """Steps between two checkpoints; the last two are kept."""
+    seed: int = 0
+    report_to: tuple[str, ...] = ()
+    """Trackers that transformers knows and that are installed, such as "tensorboard"."""
+    use_cpu: bool = False
+    has_experts: bool = False
+    """Some weights may take no part in a step."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """More of transformers' TrainingArguments, such as `fsdp`."""
+
+
+def training_arguments(directory: Path, settings: Settings) -> TrainingArguments:
+    """With checkpoints below `directory`, every step logged, and data left to the rows."""
+    chosen: dict[str, Any] = {
+        "output_dir": str(directory / checkpoints.FOLDER),
+        "max_steps": settings.max_steps,
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": settings.warmup_steps,
+        "lr_scheduler_type": settings.scheduler,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "gradient_accumulation_steps": settings.accumulation,
+        "bf16": settings.bf16,
+        "activation_checkpointing": settings.gradient_checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "seed": settings.seed,
+        "use_cpu": settings.use_cpu,
+        "report_to": list(settings.report_to) or "none",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "ignore_data_skip": True,
+        "remove_unused_columns": False,
+        "log_level": "error",
+        # experts that no token chose get no gradient
+        "ddp_find_unused_parameters": settings.has_experts,
+        **settings.arguments,
+    }
+    return TrainingArguments(**chosen)
