@@ -15,7 +15,7 @@ architectures that drop unknown kwargs; never in module or global state.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -69,6 +69,16 @@ class Call:
     trace: Trace | None = None
     passed: frozenset[str] = frozenset()
     """Names of keyword arguments that the caller of the model passed down; they are not the attention's."""
+    _identities: list[tuple[Tensor, CosSin]] = field(default_factory=list, repr=False)
+
+    def identity(self, rotation: CosSin) -> CosSin:
+        """The rotation that changes nothing; layers share one where they share their rotation."""
+        for cos, made in self._identities:
+            if cos is rotation[0]:
+                return made
+        made = identity(rotation)
+        self._identities.append((rotation[0], made))
+        return made
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ class FocusHook:
                 "recomputed layer needs."
             )
         rotation = kwargs["position_embeddings"]
-        kwargs["position_embeddings"] = identity(rotation)
+        kwargs["position_embeddings"] = call.identity(rotation)
         kwargs["focus_layer"] = LayerCall(call, self.layer, self.rotary, rotation)
         return args, kwargs
 

@@ -79,7 +79,8 @@ class Windows:
             positions = positions.expand(is_real.shape[0], -1)
         return {
             **chosen,
-            "attention_mask": mask,
+            # a mask of ones says nothing, and costs the model a look at it
+            "attention_mask": mask if self._is_padded else None,
             "position_ids": self.memory.place(positions, is_real),
         }
 
