@@ -159,6 +159,16 @@ def test_show_plan_draws_who_sees_whom(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_that_counts_tokens_keeps_them_for_the_training(
+    texts: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--model", str(base)]
+    assert train("continue", texts, tmp_path / "out", *more, "--dry-run") == 0
+    assert "tokenising" in capsys.readouterr().err
+    assert train("continue", texts, tmp_path / "out", *more) == 0
+    assert "tokenising" not in capsys.readouterr().err
+
+
 def test_dry_run_says_what_is_trained_and_trains_nothing(
     texts: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +196,7 @@ def test_dry_run_says_what_is_trained_and_trains_nothing(
         (["--lora-rank", "2", "--quantize", "4bit"], "need the package bitsandbytes and a GPU"),
         (["--quantize", "4bit"], "Give --lora-rank"),
         (["--fsdp"], "on GPUs only"),
+        (["--report-to", "notepad"], "'notepad' is not a tracker"),
         (["--positions", "true", "--memory-layers", "1", "--d", "2"], None),
     ],
 )

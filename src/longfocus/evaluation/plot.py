@@ -75,7 +75,7 @@ def _panel(axis: Axes, title: str, rows: Rows, lines: Sequence[tuple[str, str, s
     axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0f}%")
     axis.grid(axis="y", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="center right")
+    axis.legend(frameon=False, loc="center left")
 
 
 def _short(tokens: int) -> str:

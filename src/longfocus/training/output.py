@@ -10,6 +10,8 @@ from longfocus.errors import LongFocusError
 
 RECIPE_FILE = "recipe.json"
 MODEL_FILE = "config.json"
+DATA_FOLDER = "data"
+"""What was made of the data; it says itself what it belongs to, so a directory with nothing else counts as empty."""
 MAY_CHANGE = ("cpu_minutes",)
 
 
@@ -34,7 +36,7 @@ def open_output(directory: Path, recipe: Mapping[str, Any]) -> bool:
     file = directory / RECIPE_FILE
     if file.exists():
         _check_same(directory, _read(file), wanted)
-    elif next(directory.iterdir(), None) is not None:
+    elif any(entry.name != DATA_FOLDER for entry in directory.iterdir()):
         raise LongFocusError(
             f"The output directory is not empty and holds no {RECIPE_FILE} of a training to go on with: "
             f"{directory}. Choose a new directory, or empty this one."

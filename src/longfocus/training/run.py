@@ -33,19 +33,19 @@ from longfocus.training.model import (
     model_config,
     recipe_window,
 )
-from longfocus.training.output import MODEL_FILE, open_output
+from longfocus.training.output import DATA_FOLDER, MODEL_FILE, open_output
 from longfocus.training.real_memory import RealMemory
 from longfocus.training.recipe import InstructRecipe, Recipe
 from longfocus.training.recipe_tokenizer import open_tokenizer
 from longfocus.training.rows import Rows, document_rows
 from longfocus.training.schedule import parse_schedule
-from longfocus.training.settings import Settings
+from longfocus.training.settings import Settings, check_trackers
 from longfocus.training.stream import open_documents
 from longfocus.training.tokenised import Report
 from longfocus.training.trainer import Ended, FocusTrainer, TrainingStep, fit
 from longfocus.training.transformer_xl import TransformerXL
 
-SUMMARY_FILE, DATA_FOLDER = "training.json", "data"
+SUMMARY_FILE = "training.json"
 REAL_MEMORY_WINDOWS = 32
 DRAWN = 8
 """Plans of a mixture that are tried before training."""
@@ -142,6 +142,7 @@ def check_recipe(recipe: Recipe, config: PreTrainedConfig) -> None:
         raise LongFocusError(
             "Accelerate shards models (--fsdp) on GPUs only. Leave it out: on CPUs every process holds the model."
         )
+    check_trackers(recipe.report_to)
     if recipe.method != "crossbatch" and recipe.share_negatives:
         raise LongFocusError("Only crossbatch has negatives to share. Leave out --share-negatives.")
     if isinstance(recipe, InstructRecipe) and recipe.method not in ("crossbatch", "plain"):

@@ -1,12 +1,27 @@
 """How weights change, as transformers' TrainingArguments want to be told."""
 
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 
+from longfocus.errors import LongFocusError
 from longfocus.training import checkpoints
+
+TRACKERS = (
+    "clearml",
+    "comet_ml",
+    "dvclive",
+    "mlflow",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+)
+"""Those of transformers that are named as their packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +83,18 @@ def training_arguments(directory: Path, settings: Settings) -> TrainingArguments
         **settings.arguments,
     }
     return TrainingArguments(**chosen)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise LongFocusError for a tracker that transformers does not know, or whose package is not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise LongFocusError(
+                f"{name!r} is not a tracker that transformers knows. Allowed: "
+                f"{', '.join(TRACKERS)}. metrics.jsonl is written without any."
+            )
+        if importlib.util.find_spec(name) is None:
+            raise LongFocusError(
+                f"The tracker {name!r} needs a package that is not installed: pip install {name}. metrics.jsonl is "
+                "written without any."
+            )
