@@ -242,3 +242,13 @@ def test_no_row_ever_sees_a_later_token_of_its_own_document() -> None:
         own = drawn.plan[row][drawn.is_positive[row]]
         assert (own < row).all()
         assert (own // 4 == row // 4).all()
+
+
+def test_after_the_last_step_nothing_is_trained_again(tmp_path: Path) -> None:
+    """As when a kill comes between the last checkpoint and the saved model."""
+    trained, _ = run(tmp_path, 4)
+    before = losses(tmp_path)
+    again, ended = run(tmp_path, 4)
+    assert ended.ending == "finished"
+    assert losses(tmp_path) == before
+    assert same_weights(again, trained)

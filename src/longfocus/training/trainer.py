@@ -83,7 +83,7 @@ def fit(
     with stop_signals() as stopped:
         trainer.stopped = stopped
         try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.go_on(checkpoint)
             finished = trainer.state.global_step >= settings.max_steps
             if finished:
                 finish(trainer)
@@ -152,6 +152,14 @@ class FocusTrainer(Trainer):
             file = self.directory / METRICS_FILE
             lines = file.read_text().splitlines(keepends=True) if file.exists() else []
             file.write_text("".join(lines[:step]))
+
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train from the checkpoint; only load it if all steps are made, where `train` would make one more."""
+        if checkpoint is not None and self._first_step >= self.args.max_steps:
+            self._load_from_checkpoint(str(checkpoint))
+            self.state.global_step = self._first_step
+        else:
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def get_train_dataloader(self) -> DataLoader:
         # every process has its own documents, so accelerate must not deal batches out
