@@ -111,17 +111,11 @@ def test_instruct_trains_on_answers(base: Path, tmp_path: Path) -> None:
         for n in range(8)
     ]
     data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
-    model = tmp_path / "model"
-    longfocus.from_pretrained(base).save_pretrained(model)
-    tokenizer = longfocus.tokenizer(base)
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
-    tokenizer.save_pretrained(model)
-    more = ["--model", str(model), "--max-steps", "3"]
+    more = ["--model", str(base), "--max-steps", "3"]
     assert train("instruct", data, tmp_path / "out", *more) == 0
     assert len(steps(tmp_path / "out")) == 3
+    # the base has no chat template, and the result keeps the one it was trained with
+    assert longfocus.tokenizer(tmp_path / "out").chat_template is not None
 
 
 def test_a_termination_leaves_a_checkpoint_and_its_number_in_the_exit_code(
@@ -197,6 +191,8 @@ def test_dry_run_says_what_is_trained_and_trains_nothing(
         (["--quantize", "4bit"], "Give --lora-rank"),
         (["--fsdp"], "on GPUs only"),
         (["--report-to", "notepad"], "'notepad' is not a tracker"),
+        (["--scheduler", "reduce_lr_on_plateau"], "scheduler='reduce_lr_on_plateau' is not known"),
+        (["--learning-rate", "-1"], "learning_rate must not be negative"),
         (["--positions", "true", "--memory-layers", "1", "--d", "2"], None),
     ],
 )
@@ -225,6 +221,14 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(
     more = ["--model", str(base), "--tokenizer", "code", "--max-steps", "1"]
     assert train("continue", texts, tmp_path / "out", *more) == 2
     assert "2048" in capsys.readouterr().err
+
+
+def test_a_first_start_that_failed_does_not_bind_the_corrected_one(
+    texts: Path, base: Path, tmp_path: Path
+) -> None:
+    more = ["--model", str(base), "--max-steps", "1"]
+    assert train("continue", texts, tmp_path / "out", *more, "--d", "5") == 2
+    assert train("continue", texts, tmp_path / "out", *more, "--d", "2") == 0
 
 
 def test_an_empty_folder_is_refused(

@@ -168,5 +168,6 @@ def test_resumed_training_equals_uninterrupted_and_saves_a_pair(tmp_path: Path) 
 @pytest.mark.usefixtures("small_data")
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(replace(RECIPE, seed=1).to_dict()))
+    (tmp_path / "training").mkdir()
     with pytest.raises(LongFocusError, match="seed: there 1, asked 0"):
         code.train_code(RECIPE, tmp_path)

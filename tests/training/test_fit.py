@@ -174,6 +174,21 @@ def test_a_loss_that_is_no_number_stops_and_names_batch_and_checkpoint(tmp_path:
     assert ended.steps == 7
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = {}
+
+    def spoil(step: TrainingStep) -> None:
+        if step.step == 4:
+            before.update({name: weight.clone() for name, weight in model.state_dict().items()})
+            # the loss stays a number
+            model.lm_head.weight.register_hook(lambda grad: grad * float("nan"))
+
+    with pytest.raises(LongFocusError, match=r"gradient is not finite in step 5.*checkpoint-3"):
+        run(tmp_path, 7, model=model, report=spoil)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
 @pytest.mark.parametrize("where", ["rows", "transformers"])
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,7 @@
 
 The same command on the same directory goes on where it was stopped. Under torchrun it uses all processes:
 
-    torchrun --nproc-per-node 2 -m longfocus train continue --model ... --data ... --output ...
+    torchrun --nproc-per-node 2 -m -- longfocus train continue --model ... --data ... --output ...
 """
 
 import signal

@@ -57,7 +57,7 @@ class DictionaryRecipe:
     contrast_temperature: float = 1.0
     """Mean product of the weights of q_norm and k_norm in the memory layer, held in the last stage: scores of normed
     vectors reach sqrt(head_dim) times as much."""
-    sharpen: float = 6.0
+    sharpen: float = 15.0
     """Factor on the scores of the memory layer, multiplied into its q_norm after training; chosen on other seeds
     than those of the evaluation."""
 

@@ -34,9 +34,11 @@ def open_output(directory: Path, recipe: Mapping[str, Any]) -> bool:
         )
     wanted = json.loads(json.dumps(dict(recipe)))
     file = directory / RECIPE_FILE
-    if file.exists():
+    is_unused = all(entry.name in (DATA_FOLDER, RECIPE_FILE) for entry in directory.iterdir())
+    # a first start that failed must not bind the corrected one
+    if file.exists() and not is_unused:
         _check_same(directory, _read(file), wanted)
-    elif any(entry.name != DATA_FOLDER for entry in directory.iterdir()):
+    elif not is_unused:
         raise LongFocusError(
             f"The output directory is not empty and holds no {RECIPE_FILE} of a training to go on with: "
             f"{directory}. Choose a new directory, or empty this one."

@@ -11,6 +11,17 @@ from longfocus.config import Merge, Positions
 from longfocus.errors import LongFocusError
 from longfocus.training.sources import Kind, Source
 
+SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+)
+"""Learning rate schedules of transformers that need nothing but the numbers of steps."""
+
 MethodName = Literal["crossbatch", "plain", "transformer_xl", "real_memory"]
 
 
@@ -68,7 +79,7 @@ class Recipe:
     learning_rate: float = 2e-5
     warmup_steps: int = 0
     scheduler: str = "constant_with_warmup"
-    """A learning rate schedule of transformers, such as cosine or linear."""
+    """constant, constant_with_warmup, cosine, cosine_with_restarts, inverse_sqrt, linear or polynomial."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     lora_rank: int | None = None
@@ -93,6 +104,11 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_data()
+        self._check_numbers()
+        self._check_adapters()
+
+    def _check_data(self) -> None:
         if not self.data:
             raise LongFocusError("There is nothing to train on. Give --data with a folder or file.")
         if self.weights and len(self.weights) != len(self.data):
@@ -100,15 +116,25 @@ class Recipe:
                 f"--weights must give one number per entry of --data. Got {len(self.weights)} for "
                 f"{len(self.data)}. Leave it out to mix by size."
             )
-        for name in ("batch_size", "accumulation", "epochs", "save_steps"):
-            if getattr(self, name) < 1:
-                raise LongFocusError(f"{name} must be at least 1. Got {getattr(self, name)}.")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise LongFocusError(f"max_steps must be at least 1. Got {self.max_steps}.")
         if self.max_steps is None and self.stream:
             raise LongFocusError(
                 "How much a streamed source holds is not known beforehand. Give --max-steps."
             )
+
+    def _check_numbers(self) -> None:
+        for name in ("batch_size", "accumulation", "epochs", "save_steps", "max_steps", "reach"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LongFocusError(f"{name} must be at least 1. Got {value}.")
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise LongFocusError(f"{name} must not be negative. Got {getattr(self, name)}.")
+        if self.scheduler not in SCHEDULERS:
+            raise LongFocusError(
+                f"scheduler={self.scheduler!r} is not known. Allowed: {', '.join(SCHEDULERS)}."
+            )
+
+    def _check_adapters(self) -> None:
         if self.quantize and not self.lora_rank:
             raise LongFocusError(
                 "Weights in 4 bits cannot be trained themselves. Give --lora-rank for adapters beside them."
@@ -183,6 +209,18 @@ class ScratchRecipe(Recipe):
             raise LongFocusError(
                 "Random weights have nothing to adapt. Leave out --lora-rank and --quantize, or use `train continue` "
                 "with a trained model."
+            )
+        for name, least in (
+            ("hidden_size", 1),
+            ("layers", 1),
+            ("head_dim", 2),
+            ("vocabulary", 1),
+        ):
+            if getattr(self, name) < least:
+                raise LongFocusError(f"{name} must be at least {least}. Got {getattr(self, name)}.")
+        if self.head_dim % 2:
+            raise LongFocusError(
+                f"head_dim must be even, for rotary positions turn pairs. Got {self.head_dim}."
             )
         if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
             raise LongFocusError(

@@ -1,5 +1,6 @@
 """The tokenizer of a recipe: the model's, another, or one that is learnt from the data."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -7,12 +8,19 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from longfocus.errors import LongFocusError
 from longfocus.hf.pretrained import resolve
+from longfocus.training.output import DATA_FOLDER
 from longfocus.training.readers import open_reader
-from longfocus.training.recipe import ContinueRecipe, Recipe, ScratchRecipe
+from longfocus.training.recipe import ContinueRecipe, InstructRecipe, Recipe, ScratchRecipe
 from longfocus.training.records import LeftOut
 from longfocus.training.sources import Source
 from longfocus.training.tokenised import Report
 from longfocus.training.tokenizer import train_tokenizer
+
+PLAIN_CHAT = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""Chat template of tokenizers that have none: a line per message. It is saved with the model."""
 
 MOST_CHARACTERS = 50_000_000
 """More would not change what is learnt."""
@@ -34,6 +42,8 @@ def open_tokenizer(recipe: Recipe, directory: Path, report: Report) -> PreTraine
             f"No tokenizer was found at {place!r}: {error}\nGive --tokenizer with a folder or hub id."
         ) from error
     assert isinstance(found, PreTrainedTokenizerBase)
+    if isinstance(recipe, InstructRecipe) and found.chat_template is None:
+        found.chat_template = PLAIN_CHAT
     return found
 
 
@@ -42,7 +52,12 @@ def tokenizer_place(recipe: Recipe, output: Path) -> str:
     if isinstance(recipe, ContinueRecipe):
         return resolve(recipe.tokenizer or recipe.model)
     assert isinstance(recipe, ScratchRecipe)
-    return recipe.tokenizer or str(output / "data" / "tokenizer")
+    if recipe.tokenizer is not None:
+        return recipe.tokenizer
+    # of other data or another size it is another one
+    decides = (recipe.data, recipe.kind, recipe.text_field, recipe.vocabulary)
+    name = hashlib.sha256(repr(decides).encode()).hexdigest()[:12]
+    return str(output / DATA_FOLDER / f"tokenizer-{name}")
 
 
 def texts_of(sources: Sequence[Source]) -> Iterator[str]:

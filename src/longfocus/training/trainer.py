@@ -8,6 +8,7 @@ the state of rows and method in every checkpoint, `metrics.jsonl`, and an end th
 full disk or a loss that is not a number.
 """
 
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -29,6 +31,7 @@ from longfocus.training.settings import Settings, training_arguments
 from longfocus.training.signals import stop_signals
 
 METRICS_FILE = "metrics.jsonl"
+WRITING_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO}
 
 
 class TrainingStep(NamedTuple):
@@ -87,7 +90,7 @@ def fit(
             finished = trainer.state.global_step >= settings.max_steps
             if finished:
                 finish(trainer)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             if not _is_writing_error(error):
                 raise
             raise LongFocusError(_cannot_write(directory, ranks, error)) from error
@@ -151,7 +154,9 @@ class FocusTrainer(Trainer):
         if self.is_world_process_zero():
             file = self.directory / METRICS_FILE
             lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-            file.write_text("".join(lines[:step]))
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text("".join(lines[:step]))
+            temporary.replace(file)
 
     def go_on(self, checkpoint: Path | None) -> None:
         """Train from the checkpoint; only load it if all steps are made, where `train` would make one more."""
@@ -241,6 +246,18 @@ class _Watch(TrainerCallback):
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer._clock = self.trainer._started = time.monotonic()
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # a loss can be a number where its gradient is none
+        gradients = [
+            weight.grad for weight in kwargs["model"].parameters() if weight.grad is not None
+        ]
+        if not bool(torch.isfinite(nn.utils.get_total_norm(gradients))):
+            last = checkpoints.latest(self.trainer.directory, args.world_size)
+            raise LongFocusError(
+                f"Training failed: the gradient is not finite in step {state.global_step + 1}. The weights were not "
+                f"changed by it; the last good checkpoint is {last or 'none'}. Lower the learning rate."
+            )
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # one process may have been told and another not yet
         told = torch.tensor([self.trainer.stopped() is not None], device=args.device)
@@ -263,8 +280,10 @@ class _Watch(TrainerCallback):
 
 
 def _is_writing_error(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in WRITING_ERRORS
     # torch reports a full disk as a RuntimeError of its writer
-    return isinstance(error, OSError) or "PytorchStreamWriter" in str(error) or "I/O" in str(error)
+    return isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error)
 
 
 def _cannot_write(directory: Path, ranks: int, error: Exception) -> str:
