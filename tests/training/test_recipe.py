@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import longfocus
 from families import SIZES, YARN
 from longfocus.config import FocusConfig
+from longfocus.errors import LongFocusError
 from longfocus.hf.layers import longest_window
 from longfocus.training.model import (
     focus_config,
@@ -86,7 +87,10 @@ def test_a_recipe_as_json_makes_the_recipe_again(recipe: Recipe) -> None:
 
 
 def test_sources_have_the_weights_and_names_of_the_data() -> None:
-    one, two = scratch().sources, scratch(data=("x", "y"), weights=(1.0, 3.0), min_tokens=7).sources
+    one, two = (
+        scratch().sources,
+        scratch(data=("x", "y"), weights=(1.0, 3.0), min_tokens=(7,)).sources,
+    )
     assert [(s.path, s.weight, s.name) for s in one] == [("x", None, None)]
     assert [(s.path, s.weight, s.name) for s in two] == [("x", 1.0, "x"), ("y", 3.0, "y")]
     assert {s.min_tokens for s in two} == {7}
@@ -190,3 +194,11 @@ GEMMA = {"model_type": "gemma3_text", **SIZES}
 def test_a_scaling_that_cannot_be_meant_is_refused(scaling: str, config: Any) -> None:
     with pytest.raises(longfocus.LongFocusError, match=r"cannot be used. Allowed: linear:FACTOR"):
         scale_positions(config, scaling)
+
+
+def test_least_tokens_hold_for_all_data_or_for_each() -> None:
+    for given, expected in (((5,), [5, 5]), ((5, 2048), [5, 2048])):
+        recipe = scratch(data=("a", "b"), min_tokens=given)
+        assert [source.min_tokens for source in recipe.sources] == expected
+    with pytest.raises(LongFocusError, match="--min-tokens must give one number"):
+        scratch(data=("a", "b"), min_tokens=(1, 2, 3))

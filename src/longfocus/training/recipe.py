@@ -37,8 +37,8 @@ class Recipe:
     """What the data are: text, code (a folder is one document), jsonl, parquet or dataset; found out if left out."""
     text_field: str | None = None
     """Field of jsonl, parquet and datasets with the text, or with chat messages."""
-    min_tokens: int = 1
-    """Shorter documents are left out."""
+    min_tokens: tuple[int, ...] = (1,)
+    """Shorter documents are left out; one number for all of --data, or one for each."""
     stream: bool = False
     """Tokenise while training and keep nothing."""
 
@@ -116,6 +116,11 @@ class Recipe:
                 f"--weights must give one number per entry of --data. Got {len(self.weights)} for "
                 f"{len(self.data)}. Leave it out to mix by size."
             )
+        if len(self.min_tokens) not in (1, len(self.data)):
+            raise LongFocusError(
+                f"--min-tokens must give one number, or one per entry of --data. Got {len(self.min_tokens)} for "
+                f"{len(self.data)}."
+            )
         if self.max_steps is None and self.stream:
             raise LongFocusError(
                 "How much a streamed source holds is not known beforehand. Give --max-steps."
@@ -150,17 +155,18 @@ class Recipe:
     @property
     def sources(self) -> list[Source]:
         weights = self.weights or (None,) * len(self.data)
+        least = self.min_tokens * len(self.data) if len(self.min_tokens) == 1 else self.min_tokens
         return [
             Source(
                 path,
                 kind=self.kind,
                 weight=weight,
-                min_tokens=self.min_tokens,
+                min_tokens=tokens,
                 text_field=self.text_field,
                 stream=self.stream,
                 name=path if len(self.data) > 1 else None,
             )
-            for path, weight in zip(self.data, weights, strict=True)
+            for path, weight, tokens in zip(self.data, weights, least, strict=True)
         ]
 
     def to_dict(self) -> dict[str, Any]:
