@@ -25,48 +25,33 @@ SHOWN_PLANS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContinueArguments(ContinueRecipe):
+class _Options:
+    """What a command takes besides its recipe; it comes first, so that its `__post_init__` is the one that runs."""
+
+    output: Path
+    """Directory for the model, its recipe, tokens, checkpoints and metrics."""
+    dry_run: bool = False
+    """Say what would be trained, how much memory and time it needs, and stop."""
+    show_plan: bool = False
+    """Draw who sees whom in a batch, and stop."""
+
+    def __post_init__(self) -> None:
+        """The recipe checks itself when it is made of this, where errors are shown as all others are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinueArguments(_Options, ContinueRecipe):
     """Continued pre-training of any supported model, so that its memory works."""
 
-    output: Path
-    """Directory for the model, its recipe, tokens, checkpoints and metrics."""
-    dry_run: bool = False
-    """Say what would be trained, how much memory and time it needs, and stop."""
-    show_plan: bool = False
-    """Draw who sees whom in a batch, and stop."""
-
-    def __post_init__(self) -> None:
-        """The recipe checks itself when it is made of this, where errors are shown as all others are."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class InstructArguments(InstructRecipe):
+class InstructArguments(_Options, InstructRecipe):
     """Instruction and chat tuning with a conversation partly in memory."""
 
-    output: Path
-    """Directory for the model, its recipe, tokens, checkpoints and metrics."""
-    dry_run: bool = False
-    """Say what would be trained, how much memory and time it needs, and stop."""
-    show_plan: bool = False
-    """Draw who sees whom in a batch, and stop."""
-
-    def __post_init__(self) -> None:
-        """The recipe checks itself when it is made of this, where errors are shown as all others are."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchArguments(ScratchRecipe):
+class ScratchArguments(_Options, ScratchRecipe):
     """Train a small stock model from random weights."""
-
-    output: Path
-    """Directory for the model, its recipe, tokens, checkpoints and metrics."""
-    dry_run: bool = False
-    """Say what would be trained, how much memory and time it needs, and stop."""
-    show_plan: bool = False
-    """Draw who sees whom in a batch, and stop."""
-
-    def __post_init__(self) -> None:
-        """The recipe checks itself when it is made of this, where errors are shown as all others are."""
 
 
 def run_continue(arguments: ContinueArguments) -> int | None:

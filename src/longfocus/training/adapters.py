@@ -2,7 +2,8 @@
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,7 @@ def with_adapters(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        # peft asks by the old name: https://github.com/huggingface/peft
-        warnings.filterwarnings("ignore", ".is_gradient_checkpointing.", FutureWarning)
+    with _quiet_peft():
         if recipe.quantize:
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         made: Any = get_peft_model(model, adapters)
@@ -71,7 +70,14 @@ def without_adapters(
     from peft import PeftModel
 
     model.save_pretrained(scratch)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".is_gradient_checkpointing.", FutureWarning)
+    with _quiet_peft():
         whole: Any = PeftModel.from_pretrained(full(), scratch)
     return whole.merge_and_unload()
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """PEFT asks whether layers are recomputed by the old name: https://github.com/huggingface/peft"""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing.", FutureWarning)
+        yield

@@ -108,11 +108,12 @@ class RowBatches(IterableDataset):
         for batch in self.rows:
             targets = torch.from_numpy(batch["target_tokens"]).long()
             has_loss = torch.from_numpy(batch["loss_masks"]) > 0
+            labels = targets.masked_fill(~has_loss, NO_LOSS)
             yield {
                 "input_ids": torch.from_numpy(batch["input_tokens"]).long(),
+                "labels": labels,
                 # under this name transformers counts them as they are
-                "shift_labels": targets.masked_fill(~has_loss, NO_LOSS),
-                "labels": targets.masked_fill(~has_loss, NO_LOSS),
+                "shift_labels": labels,
                 "documents": torch.from_numpy(batch["documents"]).long(),
             }
 
