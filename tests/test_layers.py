@@ -43,6 +43,9 @@ HOMES = {
     "rich": {"cli", "inference/progress.py", "training/progress.py"},
     "tyro": {"cli"},
     "matplotlib": {"evaluation/plot.py"},
+    # what `pip install 'longfocus[read]'` brings
+    "pypdf": {"inference/texts/pdf_text.py"},
+    "selectolax": {"inference/texts/html_text.py"},
     # what `pip install 'longfocus[train]'` brings
     "accelerate": {"training/run.py"},
     "datasets": {"training/tables.py"},
@@ -140,7 +143,7 @@ def test_packages_of_extras_are_imported_inside_functions(path: Path) -> None:
     at_top = [node for node in ast.walk(tree) if node not in inside]
     found = [alias.name for node in at_top if isinstance(node, ast.Import) for alias in node.names]
     found += [node.module for node in at_top if isinstance(node, ast.ImportFrom)]
-    extras = {"datasets", "peft", "pyarrow"}
+    extras = {"datasets", "peft", "pyarrow", "pypdf", "selectolax"}
     assert not extras & {name.split(".")[0] for name in found}
 
 

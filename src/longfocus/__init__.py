@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from longfocus.hf.attach import attach, detach
     from longfocus.hf.cache import FocusCache
     from longfocus.hf.pretrained import from_pretrained, tokenizer
+    from longfocus.inference.answer import Answer
     from longfocus.inference.reader import read_document
-    from longfocus.inference.session import Answer, Session
+    from longfocus.inference.session import Session
     from longfocus.memory.document import DocumentMemory
+    from longfocus.memory.library import Library
 
 __version__ = "0.1.0"
 
@@ -27,6 +29,7 @@ __all__ = [
     "DocumentMemory",
     "FocusCache",
     "FocusConfig",
+    "Library",
     "LongFocusError",
     "Session",
     "attach",
@@ -39,10 +42,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Answer": "longfocus.inference.session",
+    "Answer": "longfocus.inference.answer",
     "DocumentMemory": "longfocus.memory.document",
     "FocusCache": "longfocus.hf.cache",
     "FocusConfig": "longfocus.config",
+    "Library": "longfocus.memory.library",
     "LongFocusError": "longfocus.errors",
     "Session": "longfocus.inference.session",
     "attach": "longfocus.hf.attach",

@@ -158,7 +158,8 @@ def test_a_dry_run_that_counts_tokens_keeps_them_for_the_training(
 ) -> None:
     more = ["--model", str(base)]
     assert train("continue", texts, tmp_path / "out", *more, "--dry-run") == 0
-    assert "tokenising" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"tokenising {texts.name}  0%", f"tokenising {texts.name}  100%"]
     assert train("continue", texts, tmp_path / "out", *more) == 0
     assert "tokenising" not in capsys.readouterr().err
 
@@ -173,8 +174,8 @@ def test_dry_run_says_what_is_trained_and_trains_nothing(
     assert f"{model.num_parameters():,} parameters" in said
     assert "LoRA of rank 2" in said
     assert f"{4 * 32:,} a step" in said
-    assert "GiB" in said
-    assert "minutes" in said
+    assert "MiB per process" in said
+    assert "seconds (estimate" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -229,6 +230,60 @@ def test_a_first_start_that_failed_does_not_bind_the_corrected_one(
     more = ["--model", str(base), "--max-steps", "1"]
     assert train("continue", texts, tmp_path / "out", *more, "--d", "5") == 2
     assert train("continue", texts, tmp_path / "out", *more, "--d", "2") == 0
+
+
+def test_sizes_and_times_are_told_in_units_that_show_them() -> None:
+    assert train_model.size(107_374_183) == "0.1 GiB"
+    assert train_model.size(107_374_182) == "102.4 MiB"
+    assert train_model.duration(89.6) == "90 seconds"
+    assert train_model.duration(90) == "2 minutes"
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_missing_data_are_refused_before_the_model_is_looked_for(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", "nobody/nothing", "--max-steps", "1", *more]
+    assert train("continue", tmp_path / "nowhere", tmp_path / "out", *given) == 2
+    assert "There is no file or folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_model_is_refused_before_anything_is_made(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", str(tmp_path / "nothing"), "--max-steps", "1"]
+    assert train("continue", texts, tmp_path / "out", *given) == 2
+    assert "There is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_that_the_data_do_not_fill_is_said(
+    texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for vocabulary, found in ((4000, 1), (258, 0)):
+        more = [*SCRATCH[:-1], str(vocabulary), "--max-steps", "1"]
+        assert train("scratch", texts, tmp_path / str(vocabulary), *more) == 0
+        size = longfocus.from_pretrained(tmp_path / str(vocabulary)).config.vocab_size
+        told = [record.getMessage() for record in caplog.records]
+        expected = f"has {size} entries, fewer than --vocabulary {vocabulary}"
+        assert len(told) == found
+        assert all(expected in message for message in told)
+        caplog.clear()
+
+
+def test_data_without_text_are_refused_with_what_was_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name, content in {"a.bin": b"\0", "b.txt": b"", ".c": b"c"}.items():
+        (tmp_path / "data" / name).write_bytes(content)
+    assert train("scratch", tmp_path / "data", tmp_path / "out", "--max-steps", "1") == 2
+    said = capsys.readouterr().err
+    assert "2 left out" in said
+    assert "a.bin (not UTF-8 text)" in said
+    assert "b.txt (no text)" in said
+    assert "1 hidden" in said
 
 
 def test_an_empty_folder_is_refused(

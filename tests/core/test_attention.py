@@ -154,6 +154,20 @@ def test_the_fused_backward_pass_has_the_gradients_of_the_blocked_one(
         close(found, expected, 10 * TOLERANCE[dtype])
 
 
+@every_option
+def test_keys_that_take_no_gradient_cost_none_and_change_none(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    query, key, value = random_set()
+    ours, _ = both(name, 63, 100, torch.float64)
+    expected = with_gradients(ours, (query, key, value))
+    monkeypatch.setattr(blocked, "backward", never)
+    found = with_gradients(lambda one: ours(one, key, value), (query,))
+    close(found[0], expected[0], 0)
+    close(found[1], expected[1][:1], 0)
+
+
 def test_many_keys_take_the_fused_backward_pass_and_few_in_bfloat16_the_blocked_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

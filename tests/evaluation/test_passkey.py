@@ -179,13 +179,13 @@ def test_a_look_is_right_only_inside_the_planted_line(haystack: Haystack) -> Non
 
     def look(piece: int, start: int) -> Any:
         span = Span(str(piece), start, start + 1, 1, "x", 0.7)
-        return _look(key, Answer("", (), ((span,),)), pieces)
+        return _look(key, (span,), pieces)
 
     assert look(1, key.span[0] + 3).is_right
     assert look(1, other.span[0]).found == other
     assert not look(0, key.span[0] + 3).is_right
     assert look(1, key.span[1]).found is None
-    assert _look(key, Answer("", ()), pieces).found is None
+    assert _look(key, (), pieces).found is None
 
 
 @pytest.mark.parametrize("keys", [6, None])

@@ -242,7 +242,7 @@ def other_models() -> dict[str, PreTrainedModel]:
     return {
         r"memory layers \[2\]": attached(Family("l", "llama", ENTRY.settings, (2,))),
         "'none'": attached(ENTRY, positions="none"),
-        "heads": attached(family("llama")),
+        "other settings": attached(family("llama")),
     }
 
 

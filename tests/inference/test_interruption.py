@@ -84,6 +84,12 @@ class Interrupting:
             raise KeyboardInterrupt
         return self.tokenizer(*args, **kwargs)
 
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
 
 @pytest.mark.parametrize("number", range(1, 6))
 @pytest.mark.parametrize("kind", ["text", "file", "list"])

@@ -1,6 +1,9 @@
 """Where the model looked: the weights of the one softmax, and the characters that they belong to."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +13,10 @@ from torch import Tensor
 
 import longfocus
 from families import SIZES, random_model
-from longfocus import Session
-from longfocus.hf.trace import Trace
-from longfocus.inference.answer import Answer, Span
+from longfocus import LongFocusError, Session
+from longfocus.hf.trace import NEIGHBOURS, Trace
+from longfocus.inference import answer as answers
+from longfocus.inference.answer import Answer
 from longfocus.memory import Part
 
 QUESTION = "Who has it?"
@@ -30,6 +34,11 @@ def one_layer(**settings: Any) -> Any:
 
 def shares(model: Any, told: Tensor, asked: Tensor, top_k: int | None = None) -> Tensor:
     """Share of the last token's attention for every token that was told, averaged over heads."""
+    return shares_of_heads(model, told, asked, top_k).mean(0)
+
+
+def shares_of_heads(model: Any, told: Tensor, asked: Tensor, top_k: int | None = None) -> Tensor:
+    """The same for every head."""
     layer = model.model.layers[0]
     attention = layer.self_attn
 
@@ -47,49 +56,118 @@ def shares(model: Any, told: Tensor, asked: Tensor, top_k: int | None = None) ->
         if top_k is not None:
             least = memory.topk(top_k, dim=-1).values[:, -1:]
             memory = memory.masked_fill(memory < least, -torch.inf)
-        return torch.cat([memory, local], 1).softmax(-1)[:, : len(told)].mean(0)
+        return torch.cat([memory, local], 1).softmax(-1)[:, : len(told)]
 
 
-def asked(sources: list[Any], trace: int, *, tokens: int = 1, **settings: Any) -> Answer:
+@contextmanager
+def naming(top: int) -> Iterator[None]:
+    """So many entries per token and layer are named."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "TOP", top)
+        yield
+
+
+def asked(sources: list[Any], *, tokens: int = 1, **settings: Any) -> Answer:
     asking = Session(one_layer(**settings), byte_tokenizer())
     for source in sources:
         asking.read(source)
-    return asking.ask(QUESTION, max_new_tokens=tokens, trace=trace)
+    return asking.ask(QUESTION, max_new_tokens=tokens)
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 5])
-@pytest.mark.parametrize("trace", [1, 4, 500])
-def test_weights_are_those_of_the_plain_softmax_heaviest_first(
-    trace: int, top_k: int | None
-) -> None:
+@pytest.mark.parametrize("top", [1, 4, 500])
+def test_weights_are_those_of_the_plain_softmax_heaviest_first(top: int, top_k: int | None) -> None:
     settings = {} if top_k is None else {"search": "exact", "top_k": top_k}
     # no token twice: equal keys would share the k places by chance
     told = torch.randperm(256)[:100] + 3
-    answer = asked([told], trace, **settings)
+    with naming(top):
+        (looked,) = asked([told], **settings).looked
     expected = shares(one_layer(**settings), told, ids_of(QUESTION), top_k)
     order = expected.argsort(descending=True)
-    (looked,) = answer.looked
-    assert len(looked) == min(trace, int(expected.gt(0).sum()))
+    assert len(looked) == min(top, int(expected.gt(0).sum()))
     for span, place in zip(looked, order.tolist(), strict=False):
         assert span.start == place
         assert span.weight == pytest.approx(float(expected[place]), rel=1e-4)
 
 
-@pytest.mark.parametrize("trace", [1, 500])
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_heat_holds_the_weight_of_every_token(top_k: int | None) -> None:
+    settings = {} if top_k is None else {"search": "exact", "top_k": top_k}
+    told = [torch.arange(3, 103), torch.arange(103, 203)]
+    answer = asked(told, **settings)
+    expected = shares(one_layer(**settings), torch.cat(told), ids_of(QUESTION), top_k)
+    torch.testing.assert_close(torch.cat(answer.heat), expected, atol=1e-6, rtol=1e-4)
+    assert [document.tokens for document in answer.documents] == [100, 100]
+
+
+def test_heat_is_the_same_however_little_is_held_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = asked([TEXT, TEXT[::-1]], tokens=6)
+    again = Answer(answer.text, answer.token_ids, answer.asked)
+    expected = answer.heat
+    monkeypatch.setattr("longfocus.hf.trace._HELD_ELEMENTS", 300)
+    monkeypatch.setattr("longfocus.hf.trace._BLOCK_ELEMENTS", 70)
+    for one, other in zip(again.heat, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-5)
+    assert [len(looked) for looked in again.looked] == [len(looked) for looked in answer.looked]
+
+
+def test_scores_compare_an_entry_with_what_was_retrieved_and_with_its_neighbours() -> None:
+    told = torch.randperm(256)[:100] + 3
+    (looked,) = asked([told]).looked
+    heads = shares_of_heads(one_layer(), told, ids_of(QUESTION))
+    for span in looked:
+        own = heads[:, span.start]
+        assert span.knn_score == pytest.approx(float((own / heads.sum(1)).mean()), rel=1e-4)
+        first = max(0, min(span.start - NEIGHBOURS // 2, 100 - NEIGHBOURS))
+        around = heads[:, first : first + NEIGHBOURS].sum(1)
+        assert span.focus_score == pytest.approx(float((own / around).mean()), rel=1e-4)
+
+
 @pytest.mark.parametrize("top_k", [1, 5])
-def test_weights_of_equal_keys_sum_to_less_than_one(trace: int, top_k: int) -> None:
-    (looked,) = asked([TEXT], trace, search="exact", top_k=top_k).looked
+def test_the_knn_scores_of_all_that_was_retrieved_sum_to_one(top_k: int) -> None:
+    told = torch.randperm(256)[:100] + 3
+    with naming(500):
+        (looked,) = asked([told], search="exact", top_k=top_k).looked
+    assert sum(span.knn_score for span in looked) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_weights_of_equal_keys_sum_to_less_than_one(top_k: int) -> None:
+    with naming(500):
+        (looked,) = asked([TEXT], search="exact", top_k=top_k).looked
     assert 0 < sum(span.weight for span in looked) < 1
 
 
 def test_a_later_token_looks_with_its_own_query() -> None:
-    answer = asked([TEXT], 3, tokens=5)
+    answer = asked([TEXT], tokens=5)
     assert len(answer.looked) == len(answer.token_ids) == 5
     for step, looked in enumerate(answer.looked):
         so_far = torch.cat([ids_of(QUESTION), torch.tensor(answer.token_ids[:step]).long()])
-        expected = shares(one_layer(), ids_of(TEXT), so_far).sort(descending=True).values[:3]
+        expected = shares(one_layer(), ids_of(TEXT), so_far).sort(descending=True).values[:8]
         found = torch.tensor([span.weight for span in looked])
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("split", ["when_needed", "longllama"])
+@pytest.mark.parametrize("layers", [(1,), (0, 1, 2)], ids=str)
+def test_looking_again_sees_what_the_model_saw_token_by_token(
+    layers: tuple[int, ...], split: str
+) -> None:
+    asking = session(layers, split=split)
+    asking.read(TEXT, "told")
+    # the prompt is cut, and the answer leaves its window
+    answer = asking.ask(TEXT[::-1], max_new_tokens=2 * WINDOW)
+    cache = longfocus.FocusCache(asking.model, asking.documents)
+    trace, ids = Trace(8), ids_of(TEXT[::-1])[None]
+    with torch.no_grad():
+        for token in (*answer.token_ids[:-1], None):
+            asking.model(ids, past_key_values=cache, focus_trace=trace, logits_to_keep=1)
+            ids = torch.tensor([[token or 0]])
+    assert len(trace.queries) == len(answer.looked) == 2 * WINDOW
+    heat = trace.heat[0] / len(layers) / len(answer.token_ids)
+    torch.testing.assert_close(answer.heat[0], heat, atol=1e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("layers", [(1,), (0, 1, 2)], ids=str)
@@ -98,47 +176,43 @@ def test_weights_of_a_token_sum_to_less_than_one_whatever_the_layers(
 ) -> None:
     asking = session(layers)
     asking.read(TEXT)
-    for answer in asking.ask([QUESTION, "!"], max_new_tokens=7, trace=500):
-        assert len(answer.looked) == 7
-        for looked in answer.looked:
-            assert 0 < sum(span.weight for span in looked) < 1
+    with naming(500):
+        for answer in asking.ask([QUESTION, "!"], max_new_tokens=7):
+            assert len(answer.looked) == 7
+            for looked in answer.looked:
+                assert 0 < sum(span.weight for span in looked) < 1
 
 
 def test_a_question_of_several_windows_names_documents_only() -> None:
     asking = session((0, 1))
     asking.read(TEXT, "told")
-    answer = asking.ask(TEXT[::-1], max_new_tokens=3, trace=500)
+    answer = asking.ask(TEXT[::-1], max_new_tokens=3)
     assert {span.document for looked in answer.looked for span in looked} == {"told"}
-    for looked in answer.looked:
-        assert 0 < sum(span.weight for span in looked) < 1
+    assert {span.document for span in answer.sources} == {"told"}
 
 
 def test_every_question_of_a_batch_looks_for_itself() -> None:
     asking = session(window=4 * WINDOW)
     asking.read(TEXT)
     questions = [QUESTION, "What about the keys of the owl?", "!"]
-    for together, question in zip(
-        asking.ask(questions, max_new_tokens=5, trace=4), questions, strict=True
-    ):
-        alone = asking.ask(question, max_new_tokens=5, trace=4)
-        for one, other in zip(together.looked, alone.looked, strict=True):
-            for span, same in zip(one, other, strict=True):
-                assert span.weight == pytest.approx(same.weight, rel=1e-3)
+    for together, question in zip(asking.ask(questions, max_new_tokens=5), questions, strict=True):
+        assert together.looked == asking.ask(question, max_new_tokens=5).looked
 
 
 def test_a_span_names_document_characters_and_line() -> None:
-    answer = asked([TEXT, "second\ntext"], 500)
-    told = torch.cat([ids_of(TEXT), ids_of("second\ntext")])
-    expected = shares(one_layer(), told, ids_of(QUESTION))
-    spans = {span for looked in answer.looked for span in looked}
+    answer = asked([TEXT, "second\ntext"])
+    with naming(500):
+        (looked,) = answer.looked
     first = "The owl 🦉 saw nine keys. Ça va? Über 42 "
-    assert {span.document for span in spans} == {first, "second text"}
-    second = [span for span in spans if span.document == "second text"]
-    for span in spans:
+    assert {span.document for span in looked} == {first, "second text"}
+    second = [span for span in looked if span.document == "second text"]
+    for span in looked:
         text = "second\ntext" if span in second else TEXT
         assert text[span.start : span.end] == span.text
         assert span.line == 1 + text[: span.start].count("\n")
     weights = {span.start: span.weight for span in second}
+    told = torch.cat([ids_of(TEXT), ids_of("second\ntext")])
+    expected = shares(one_layer(), told, ids_of(QUESTION))
     assert len(weights) == 11
     for place, weight in weights.items():
         assert weight == pytest.approx(float(expected[len(ids_of(TEXT)) + place]), rel=1e-4)
@@ -146,26 +220,73 @@ def test_a_span_names_document_characters_and_line() -> None:
 
 def test_a_document_of_bare_token_ids_is_named_by_place() -> None:
     asking = Session(one_layer())
-    asking.read(ids_of(TEXT))
-    (answer,) = asking.ask(ids_of(QUESTION), max_new_tokens=1, trace=3)
-    expected = shares(one_layer(), ids_of(TEXT), ids_of(QUESTION)).argsort(descending=True)[:3]
+    told = torch.randperm(256)[:100] + 3
+    asking.read(told)
+    (answer,) = asking.ask(ids_of(QUESTION)[None], max_new_tokens=1)
+    expected = shares(one_layer(), told, ids_of(QUESTION)).argsort(descending=True)[:8]
     assert [span.start for span in answer.looked[0]] == expected.tolist()
     assert {span.text for span in answer.looked[0]} == {""}
 
 
-def test_sources_join_equal_places_and_average_over_tokens() -> None:
-    def span(start: int, weight: float, document: str = "a") -> Span:
-        return Span(document, start, start + 1, 1, "x", weight)
+def test_sources_join_neighbours_and_count_all_attention_between_them() -> None:
+    # one token per character
+    answer = asked(["The owl saw nine keys.\n" * 40, "And then\nthere were none."], tokens=5)
+    sources = answer.sources
+    assert sources
+    weights = [span.weight for span in sources]
+    assert weights == sorted(weights, reverse=True)
+    assert weights[-1] >= answers.LEAST_SHARE * weights[0]
+    for span in answer.sources:
+        place = [document.name for document in answer.documents].index(span.document)
+        document, heat = answer.documents[place], answer.heat[place]
+        assert document.text is not None
+        assert document.text[span.start : span.end] == span.text
+        starts = document.offsets[:, 0]
+        inside = (starts >= span.start) & (starts < span.end)
+        assert span.weight == pytest.approx(float(heat[inside].sum()), rel=1e-4)
+    for span in sources:
+        for other in sources:
+            if other is not span and other.document == span.document:
+                assert other.end <= span.start or span.end <= other.start
 
-    looked = ((span(3, 0.4), span(5, 0.2)), (span(5, 0.5), span(3, 0.1, "b")), (), ())
-    sources = Answer("", (1, 2, 3, 4), looked).sources
-    assert [(s.document, s.start) for s in sources] == [("a", 5), ("a", 3), ("b", 3)]
-    assert [s.weight for s in sources] == pytest.approx([0.175, 0.1, 0.025])
-    assert Answer("", ()).sources == ()
+
+def test_runs_of_neighbours_end_where_the_next_is_too_far() -> None:
+    gap = answers.GAP
+    assert answers._runs([1, 2, 2 + gap, 3 + 2 * gap, 90]) == [
+        (1, 2 + gap),
+        (3 + 2 * gap, 3 + 2 * gap),
+        (90, 90),
+    ]
+    assert answers._runs([]) == []
 
 
-def test_without_a_trace_nothing_is_looked_up() -> None:
-    assert asked([TEXT], 0).looked == ()
+def test_without_documents_there_are_no_sources() -> None:
+    answer = asked([])
+    assert answer.sources == answer.heat == ()
+    assert answer.looked == ((),)
+    assert Answer("", ()).sources == Answer("", ()).looked == Answer("", ()).heat == ()
+
+
+def test_a_file_of_a_folder_is_named_in_its_sources(tmp_path: Path) -> None:
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / name).write_text(f"the text of {name}\n" * 5)
+    answer = asked([tmp_path], tokens=4)
+    assert answer.sources
+    text = answer.documents[0].text
+    assert text is not None
+    for span in answer.sources:
+        inside = {part.name: (part.start, part.end) for part in answer.documents[0].parts}
+        if span.part is not None:
+            assert inside[span.part][0] <= span.start < inside[span.part][1]
+    assert set(inside) == {f"{tmp_path.name}/{n}.txt" for n in ("one", "two")}
+
+
+def test_a_batch_is_traced_row_by_row() -> None:
+    asking = session()
+    asking.read(TEXT)
+    cache = longfocus.FocusCache(asking.model, asking.documents)
+    with pytest.raises(LongFocusError, match="batch of 2 rows"):
+        asking.model(torch.ones(2, 3).long(), past_key_values=cache, focus_trace=Trace())
 
 
 def test_padding_in_the_memory_of_a_conversation_is_never_named() -> None:
@@ -173,8 +294,8 @@ def test_padding_in_the_memory_of_a_conversation_is_never_named() -> None:
     key = torch.randn(1, 2, 6, 8)
     valid = torch.tensor([[False, True, True, False, False, True]])
     part = Part(key * valid[:, None, :, None], key, valid, (0,))
-    trace.begin(0, rows=1)
+    trace.begin(0, rows=1, queries=1)
     trace.look(0, query, [part], part.attend(query, scale=0.5).lse, scale=0.5)
-    (found,) = trace.rows[0]
+    (found,) = trace.queries
     assert {looked.position for looked in found} == {1, 2, 5}
     assert sum(looked.weight for looked in found) == pytest.approx(1)

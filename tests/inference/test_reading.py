@@ -212,13 +212,16 @@ def test_a_prefix_begins_every_window_and_is_not_remembered(
     # the first window alone, and all earlier ones in memory for the last
     for start in range(0, len(ids), inside):
         window = ids[start : start + inside]
-        earlier = longfocus.DocumentMemory(
-            "earlier",
-            {layer: first_pairs(document, layer, start) for layer in layers},
-            ids[:start],
-            "window_start",
-        )
-        cache = longfocus.FocusCache(model, [earlier] if start else [])
+        earlier = [
+            longfocus.DocumentMemory.of(
+                name="earlier",
+                layers={layer: first_pairs(document, layer, start) for layer in layers},
+                token_ids=ids[:start],
+                read_with=document.description.read_with,
+            )
+            for _ in range(min(start, 1))
+        ]
+        cache = longfocus.FocusCache(model, earlier)
         with torch.no_grad():
             model(torch.cat([torch.tensor(prefix).long(), window])[None], past_key_values=cache)
         for layer in layers:

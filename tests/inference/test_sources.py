@@ -112,7 +112,8 @@ def test_line_ends_are_kept_as_they_are(tmp_path: Path) -> None:
 UNREADABLE = {
     "an empty text": ("", "nothing to read: the text is empty"),
     "no texts": (iter([]), "nothing to read"),
-    "empty texts": (["", ""], "nothing to read"),
+    "empty texts": (["", ""], "nothing to read: the text is empty"),
+    "white space": (" \n", "nothing to read: the text holds only white space"),
     "no token ids": ([], "nothing to read"),
     "no token ids in a tensor": (torch.empty(0, dtype=torch.long), "nothing to read"),
     "token ids in a batch": (torch.zeros(2, 3, dtype=torch.long), r"integers \[tokens\].*\(2, 3\)"),
@@ -140,30 +141,22 @@ def test_what_cannot_be_read_is_refused_with_the_reason_every_time(name: str) ->
     assert len(reading.documents) == 1
 
 
-def unreadable_file(tmp_path: Path, name: str) -> Path:
-    path = tmp_path / name
-    if name == "empty":
-        path.touch()
-    elif name == "folder":
-        path.mkdir()
-    elif name == "binary":
-        path.write_bytes(b"text\x00\xff\xfe\x81")
-    return path
-
-
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("content", "reason"),
     [
-        ("empty", "is empty"),
-        ("folder", "is a folder. Give its files"),
-        ("binary", "is not UTF-8 text .* at byte 5"),
-        ("missing", "cannot be read: No such file"),
+        (b"", "is empty"),
+        (b" \n\t\r\n", "holds only white space"),
+        (b"text\x00\xff\xfe\x81", "looks like a binary file"),
+        ("Schlüssel".encode("latin1"), "is not UTF-8 text .* at byte 4"),
+        (None, "cannot be read: No such file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(
-    name: str, reason: str, tmp_path: Path
+    content: bytes | None, reason: str, tmp_path: Path
 ) -> None:
-    path, reading = unreadable_file(tmp_path, name), session()
+    path, reading = tmp_path / "given", session()
+    if content is not None:
+        path.write_bytes(content)
     for _ in range(2):
         with pytest.raises(LongFocusError, match=reason) as error:
             reading.read(path)

@@ -8,6 +8,7 @@ from torch import Tensor
 from longfocus.core import reference
 from longfocus.core.attention import Partial
 from longfocus.memory import Part, Store
+from longfocus.memory.quantized import Scales, quantize
 
 HEADS, KV_HEADS, DIM, ROWS = 6, 2, 8, 3
 
@@ -82,6 +83,14 @@ def narrow() -> list[Part]:
     return [*store.parts(), *document()]
 
 
+def quantized() -> list[Part]:
+    """int8 pairs, one of them zero, beside others."""
+    key, value = pairs(1, 40)
+    key[:, :, 3] = 0
+    (key, by_key), (value, by_value) = quantize(key), quantize(value)
+    return [Part(key, value, scales=Scales(by_key, by_value)), *grown()]
+
+
 def nothing() -> list[Part]:
     return []
 
@@ -100,6 +109,7 @@ SOURCES: list[Callable[[], list[Part]]] = [
     several,
     with_gradients,
     narrow,
+    quantized,
     nothing,
     no_pairs,
 ]
@@ -115,13 +125,23 @@ class Together:
         none = torch.empty(rows, KV_HEADS, 0, DIM, dtype=dtype)
         owners = [[0] * rows if part.rows is None else list(part.rows) for part in parts]
         lines = list(zip(parts, owners, strict=True))
-        self.key = torch.cat([none, *(part.key[rows].to(dtype) for part, rows in lines)], 2)
-        self.value = torch.cat([none, *(part.value[rows].to(dtype) for part, rows in lines)], 2)
+        numbers = [(dequantized(part, dtype), rows) for part, rows in lines]
+        self.key = torch.cat([none, *(key[rows] for (key, _), rows in numbers)], 2)
+        self.value = torch.cat([none, *(value[rows] for (_, value), rows in numbers)], 2)
         real = [
             torch.ones(rows, len(part)).bool() if part.valid is None else part.valid[own]
             for part, own in lines
         ]
         self.valid = torch.cat([torch.ones(rows, 0).bool(), *real], 1)
+
+
+def dequantized(part: Part, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    key, value = part.key.to(dtype), part.value.to(dtype)
+    if part.scales is None:
+        return key, value
+    return key * part.scales.key.to(dtype)[..., None], value * part.scales.value.to(dtype)[
+        ..., None
+    ]
 
 
 def plain(

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from longfocus import DocumentMemory
-from longfocus.memory.document import document_part
+from longfocus.memory import Part
+from longfocus.memory.description import ReadWith
 
 TEXT = "ab\nçd 🦉\n\nend"
 OFFSETS = [(0, 2), (2, 3), (3, 4), (4, 5), (6, 7), (6, 7), (7, 9), (9, 12)]
@@ -14,13 +15,13 @@ def document(**changes: object) -> DocumentMemory:
     key, value = torch.randn(2, 1, 3, len(OFFSETS), 4).unbind(0)
     given = {
         "name": "owl",
-        "layers": {1: document_part(key, value), 2: document_part(key.bfloat16(), value)},
+        "layers": {1: Part(key, value), 2: Part(key.bfloat16(), value.bfloat16())},
         "token_ids": torch.arange(len(OFFSETS)),
-        "positions": "window_start",
+        "read_with": ReadWith("window_start", 8),
         "text": TEXT,
         "offsets": torch.tensor(OFFSETS),
     }
-    return DocumentMemory(**{**given, **changes})
+    return DocumentMemory.of(**{**given, **changes})
 
 
 def test_every_token_has_its_characters_and_its_line() -> None:
@@ -38,7 +39,7 @@ def test_every_token_has_its_characters_and_its_line() -> None:
 
 def test_size_is_counted_in_tokens_and_in_bytes_of_keys_and_values() -> None:
     assert document().tokens == 8
-    assert document().nbytes == 3 * 8 * 4 * (4 + 4 + 2 + 4)
+    assert document().nbytes == 3 * 8 * 4 * (4 + 4 + 2 + 2)
 
 
 def test_a_document_of_bare_token_ids_has_no_characters() -> None:

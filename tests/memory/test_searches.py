@@ -166,7 +166,7 @@ def test_a_scan_in_many_blocks_finds_the_same_keys(monkeypatch: pytest.MonkeyPat
 def test_taken_pairs_are_those_at_the_places_of_the_row_and_the_head() -> None:
     part = Part(*(torch.randn(2, 2, 20, DIM) for _ in range(2)), None, (1, 0, 1))
     positions = torch.randint(0, 20, (3, HEADS, 4, 5))
-    key, value = part.take(positions)
+    key, value = part.take(positions, torch.get_default_dtype())
     assert key.shape == value.shape == (3, HEADS, 4, 5, DIM)
     for row, head, query, k in ((0, 0, 0, 0), (1, 5, 3, 4), (2, 2, 1, 3), (2, 3, 1, 3)):
         place = part.rows[row], head // 3, positions[row, head, query, k]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from longfocus.core import dictionary_task as task
+from longfocus.core.labels import NO_LOSS
 from longfocus.errors import LongFocusError
 
 
@@ -72,9 +73,9 @@ def test_current_window_asks_every_record_of_its_document_once() -> None:
 def test_only_the_answers_are_labelled() -> None:
     batch = task.training_batch(4, 4, 3, 60, generator())
     assert batch.input_ids.shape == (8, 30)
-    assert (batch.labels[:4] == task.IGNORED).all()
-    labelled = (batch.labels[4:] != task.IGNORED).view(4, 3, 10)
+    assert (batch.labels[:4] == NO_LOSS).all()
+    labelled = (batch.labels[4:] != NO_LOSS).view(4, 3, 10)
     assert labelled[..., 6:].all()
     assert not labelled[..., :6].any()
-    chosen = batch.labels != task.IGNORED
+    chosen = batch.labels != NO_LOSS
     assert torch.equal(batch.labels[chosen], batch.input_ids[chosen])

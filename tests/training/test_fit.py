@@ -151,13 +151,22 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_metrics_tell_the_d_and_the_positive_mass_of_every_memory_layer(tmp_path: Path) -> None:
-    run(tmp_path, 4, method=crossbatch(d="4"))
+    logged: list[dict[str, float]] = []
+    run(
+        tmp_path,
+        4,
+        method=crossbatch(d="4"),
+        finish=lambda trainer: logged.extend(trainer.state.log_history),
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["d"] for line in lines] == [4] * 4
     for line in lines:
         # keys of a model without training do not tell documents apart
         assert line["positive_mass"]["1"] == pytest.approx(1 / 4, abs=0.05)
         assert line["tokens_per_second"] > 0
+    # what trackers are told
+    told = [entry["r_d/1"] for entry in logged if "loss" in entry]
+    assert told == [line["positive_mass"]["1"] for line in lines]
 
 
 def test_a_loss_that_is_no_number_stops_and_names_batch_and_checkpoint(tmp_path: Path) -> None:
@@ -167,7 +176,7 @@ def test_a_loss_that_is_no_number_stops_and_names_batch_and_checkpoint(tmp_path:
         if step.step == 4:
             model.lm_head.weight.data.fill_(float("nan"))
 
-    with pytest.raises(LongFocusError, match=r"nan in step 5, on a batch with documents") as error:
+    with pytest.raises(LongFocusError, match=r"nan in step 5.*documents.*are number \[") as error:
         run(tmp_path, 7, model=model, report=spoil)
     assert "checkpoint-3" in str(error.value)
     _, ended = run(tmp_path, 7)

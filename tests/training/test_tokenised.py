@@ -181,7 +181,10 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     ("sources", "reason"),
     [
         ([], "no source of documents"),
-        ([Source("a"), Source("x/a")], "different names. Got 'a' more than once. Give name"),
+        (
+            [Source("a"), Source("x/a")],
+            "different names. Got 'a' more than once. Give each path once",
+        ),
         ([Source("a", weight=1.0), Source("b")], "Got none for 'b'. Give"),
         ([Source("a", stream=True)], "Got stream=True for a. Use Stream"),
     ],
@@ -203,3 +206,11 @@ def test_what_was_left_out_is_said_once_and_kept(
             corpus = prepare([Source(str(folder))], tokenizer(), tmp_path / "cache")
     assert [record.getMessage().count(".bin") for record in caplog.records] == [5]
     assert corpus.parts[0].about["left_out"] == 9
+
+
+def test_where_much_was_left_out_the_reasons_are_counted(tmp_path: Path) -> None:
+    empty = {f"{number}.txt": "" for number in range(9)}
+    folder = write_files(tmp_path / "f", {**empty, "x": b"\0", ".y": "hidden"})
+    reason = r"10 left out: .* \(in all 9 no text, 1 not UTF-8 text\)\. .*not read: 1 hidden\."
+    with pytest.raises(LongFocusError, match=reason):
+        prepare([Source(str(folder))], tokenizer(), tmp_path / "cache")

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from ending import gloo_threads
 from fitting import VOCABULARY, WINDOW, crossbatch, run, tiny_model
 from torch import Tensor, distributed
 from torch.distributed.fsdp import fully_shard
 
 from longfocus.core.additional import AdditionalContexts
 from longfocus.core.plans import packed_plan
+from longfocus.training.ranks import leave
 from longfocus.training.rows import Document, document_rows
 
 STEPS, DOCUMENTS, PACKING = 3, 4, 2
@@ -27,6 +29,12 @@ def main(directory: Path, kind: str) -> None:
     torch.set_num_threads(1)
     directory.mkdir(exist_ok=True)
     train_sharded(directory) if kind == "sharded" else train(directory, kind)
+    had = gloo_threads()
+    leave()
+    # torch itself keeps the group of a sharded model
+    if kind != "sharded" and Path("/proc/self/task").is_dir():
+        assert had or PartialState().num_processes == 1
+        assert not gloo_threads()
 
 
 def train(directory: Path, kind: str) -> None:

@@ -40,6 +40,10 @@ class Call(NamedTuple):
 
 COMMANDS = {
     "demo": Command("longfocus.cli.demo", "hide facts in a million tokens, read them, and ask"),
+    "read": Command("longfocus.cli.read", "texts into a library of document memories"),
+    "ask": Command("longfocus.cli.ask", "an answer from memory, and where the model looked"),
+    "chat": Command("longfocus.cli.chat", "talk to a model about documents, in the terminal"),
+    "inspect": Command("longfocus.cli.inspect", "what a document, a session or a library holds"),
     "train continue": Command(
         "longfocus.cli.train_model", "continued pre-training of any model on your texts"
     ),

@@ -75,17 +75,18 @@ def run_code(arguments: CodeArguments) -> int | None:
 
 
 def log_preparation(console: "Console") -> "Callable[[str, int, int], None]":
-    """Says when a step of the preparation of data begins, and every 20 seconds how far it is."""
+    """Says when a step of the preparation of data begins and ends, and every 20 seconds how far it is."""
     import time
 
     from longfocus.cli.progress import LOG_SECONDS
 
-    last = {"what": "", "time": 0.0}
+    last, last_time = ("", False), 0.0
 
     def show(what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if what != last["what"] or now - last["time"] > LOG_SECONDS:
-            last.update(what=what, time=now)
+        nonlocal last, last_time
+        now, state = time.monotonic(), (what, 0 < total <= done)
+        if state != last or now - last_time > LOG_SECONDS:
+            last, last_time = state, now
             console.print(what + (f"  {done / total:.0%}" if total else ""), highlight=False)
 
     return show

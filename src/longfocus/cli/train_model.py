@@ -6,6 +6,7 @@ The same command on the same directory goes on where it was stopped. Under torch
 """
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from longfocus.training.ranks import Processes
     from longfocus.training.trainer import TrainingStep
 
 SHOWN_PLANS = 3
+CANNOT = 2
+"""Exit code where something that the user gave cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +81,39 @@ def _run(arguments: Any, kind: type[Recipe]) -> int | None:
     recipe = kind(**{entry.name: getattr(arguments, entry.name) for entry in fields(kind)})
     if arguments.show_plan:
         return _show_plan(recipe)
-    if arguments.dry_run:
-        return _dry_run(recipe, arguments.output)
-    return _train(recipe, arguments.output)
+    from longfocus.training.run import joined
+
+    with joined(recipe) as processes:
+        do = _dry_run if arguments.dry_run else _train
+        return _said_once(processes, lambda: do(recipe, arguments.output, processes))
 
 
-def _train(recipe: Recipe, output: Path) -> int | None:
+def _said_once(processes: "Processes", do: "Callable[[], int | None]") -> int | None:
+    """The exit code of `do`; of several processes only the one that cannot go on says why, before any of them ends."""
+    from longfocus.errors import LongFocusError
+    from longfocus.training.ranks import StoppedElsewhere
+
+    try:
+        return do()
+    except StoppedElsewhere:
+        return CANNOT
+    except LongFocusError as error:
+        if processes.count == 1:
+            raise
+        print(f"longfocus: error: {error}", file=sys.stderr, flush=True)
+        return CANNOT
+
+
+def _train(recipe: Recipe, output: Path, processes: "Processes") -> int | None:
     from rich.console import Console
 
     from longfocus.cli.train import log_preparation
     from longfocus.training.allocator import keep_freed_memory
-    from longfocus.training.run import start_processes, train_recipe
+    from longfocus.training.run import train_recipe
 
     keep_freed_memory()
     _quiet()
-    is_first = start_processes(recipe).rank == 0
-    console = Console(stderr=True, quiet=not is_first)
+    console = Console(stderr=True, quiet=processes.rank > 0)
     with _progress(console) as report:
         ended = train_recipe(recipe, output, report=report, prepare=log_preparation(console))
     if ended.ending == "interrupted":
@@ -135,6 +156,16 @@ def describe(step: "TrainingStep") -> str:
     return "  ".join(words)
 
 
+def size(number: int) -> str:
+    """Bytes as a person reads them."""
+    gib = number / 2**30
+    return f"{gib:.1f} GiB" if gib >= 0.1 else f"{number / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
 def _show_plan(recipe: Recipe) -> None:
     import torch
 
@@ -154,15 +185,17 @@ def _show_plan(recipe: Recipe) -> None:
         print(draw_picture(step, contexts.windows) + "\n")
 
 
-def _dry_run(recipe: Recipe, output: Path) -> None:
+def _dry_run(recipe: Recipe, output: Path, processes: "Processes") -> None:
     from rich.console import Console
 
     from longfocus.cli.train import log_preparation
     from longfocus.training.estimate import estimate
     from longfocus.training.model import focus_config, model_config
-    from longfocus.training.run import check_recipe, start_processes, steps_of
+    from longfocus.training.run import check_places, check_recipe, steps_of
 
-    processes = start_processes(recipe)
+    if processes.rank > 0:
+        return
+    check_places(recipe, output)
     config = model_config(recipe)
     check_recipe(recipe, config)
     steps = steps_of(recipe, output, config, log_preparation(Console(stderr=True)))
@@ -182,7 +215,7 @@ def _dry_run(recipe: Recipe, output: Path) -> None:
         f"tokens          {found.tokens_per_step:,} a step, {found.steps * found.tokens_per_step:,} in "
         f"{found.steps:,} steps"
     )
-    print(f"memory          about {found.memory_bytes / 2**30:.1f} GiB per process (estimate)")
+    print(f"memory          about {size(found.memory_bytes)} per process (estimate)")
     print(
-        f"time            about {found.seconds / 60:.0f} minutes (estimate, from a matrix product timed now)"
+        f"time            about {duration(found.seconds)} (estimate, from a matrix product timed now)"
     )

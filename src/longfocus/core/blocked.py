@@ -5,6 +5,7 @@ computes the probabilities of each block again from the saved log-sum-exp. The s
 (float64 for float64 inputs); products run in the type of the inputs, so that bfloat16 scores carry its rounding.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -98,25 +99,55 @@ def backward(
     the delta of a union of key sets, this is the gradient of one softmax over the union.
     """
     folded, grad = _fold(query, key.shape[1]), _fold(grad_output.to(query.dtype), key.shape[1])
-    shape = folded.shape[:-1]
-    lse, delta = lse.reshape(shape), delta.reshape(shape)
-    reference = torch.where(lse.isinf(), 0.0, lse)[..., None]
     grad_query = torch.zeros_like(folded, dtype=exact_dtype(query))
     grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
     flat_query, flat_grad = folded.flatten(2, 3), grad.flatten(2, 3)
+    for here, probability, pull in _pulls(folded, key, value, scoring, lse, grad, delta):
+        grad_value[:, :, here] = probability.to(query.dtype).mT @ flat_grad
+        grad_key[:, :, here] = pull.mT @ flat_query
+        grad_query += (pull @ key[:, :, here].to(query.dtype)).view(grad_query.shape)
+    return _unfold(grad_query).to(query.dtype), grad_key, grad_value
+
+
+def backward_to_query(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scoring: Scoring,
+    lse: Tensor,
+    grad_output: Tensor,
+    delta: Tensor,
+) -> Tensor:
+    """The first gradient of `backward`, without the cost of the others."""
+    folded, grad = _fold(query, key.shape[1]), _fold(grad_output.to(query.dtype), key.shape[1])
+    grad_query = torch.zeros_like(folded, dtype=exact_dtype(query))
+    for here, _, pull in _pulls(folded, key, value, scoring, lse, grad, delta):
+        grad_query += (pull @ key[:, :, here].to(query.dtype)).view(grad_query.shape)
+    return _unfold(grad_query).to(query.dtype)
+
+
+def _pulls(
+    folded: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scoring: Scoring,
+    lse: Tensor,
+    grad: Tensor,
+    delta: Tensor,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Block by block: its place, and (batch, kv_heads, groups * query, block) probabilities and gradients of q . k."""
+    shape = folded.shape[:-1]
+    lse, delta = lse.reshape(shape), delta.reshape(shape).flatten(2, 3)[..., None]
+    reference = torch.where(lse.isinf(), 0.0, lse)[..., None]
+    flat_grad = grad.flatten(2, 3)
     for start, stop in _blocks(folded, key.shape[2]):
-        keys, values = key[:, :, start:stop], value[:, :, start:stop]
-        scores, slope = scoring.scores(folded, keys, start, key.shape[2])
+        scores, slope = scoring.scores(folded, key[:, :, start:stop], start, key.shape[2])
         probability = scores.sub_(reference).exp_().flatten(2, 3)
-        grad_value[:, :, start:stop] = probability.to(query.dtype).mT @ flat_grad
-        pull = (flat_grad @ values.to(query.dtype).mT).to(probability.dtype)
-        pull = pull.sub_(delta.flatten(2, 3)[..., None]).mul_(probability)
+        pull = (flat_grad @ value[:, :, start:stop].to(folded.dtype).mT).to(probability.dtype)
+        pull = pull.sub_(delta).mul_(probability)
         if slope is not None:
             pull.mul_(slope.flatten(2, 3))
-        pull = pull.mul_(scoring.scale).to(query.dtype)
-        grad_key[:, :, start:stop] = pull.mT @ flat_query
-        grad_query += (pull @ keys.to(query.dtype)).view(grad_query.shape)
-    return _unfold(grad_query).to(query.dtype), grad_key, grad_value
+        yield slice(start, stop), probability, pull.mul_(scoring.scale).to(folded.dtype)
 
 
 def _fold(query: Tensor, kv_heads: int) -> Tensor:

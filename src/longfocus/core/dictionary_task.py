@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
+from longfocus.core.labels import NO_LOSS
 from longfocus.errors import LongFocusError
 
 KEY_MARK, VALUE_MARK, QUESTION_MARK, PAD = 0, 1, 2, 3
@@ -24,7 +25,6 @@ KEY_LENGTH = 4
 RECORD_LENGTH = 10
 WINDOW = 256
 RECORDS_PER_WINDOW = WINDOW // RECORD_LENGTH
-IGNORED = -100
 _ANSWER = slice(RECORD_LENGTH - KEY_LENGTH, RECORD_LENGTH)
 _LARGEST_SHUFFLED = 500_000
 
@@ -130,7 +130,7 @@ def answer_labels(
     windows: Int64[Tensor, "windows length"], asked: int
 ) -> Int64[Tensor, "windows length"]:
     """Labels of question windows: the 4 answer tokens of each of the `asked` questions, elsewhere -100."""
-    labels = torch.full_like(windows, IGNORED)
+    labels = torch.full_like(windows, NO_LOSS)
     questions = slice(0, asked * RECORD_LENGTH)
     shape = (len(windows), asked, RECORD_LENGTH)
     labels[:, questions].view(shape)[..., _ANSWER] = windows[:, questions].view(shape)[..., _ANSWER]
@@ -154,5 +154,5 @@ def training_batch(
     length = WINDOW if records == RECORDS_PER_WINDOW else records * RECORD_LENGTH
     previous = to_windows(defined, KEY_MARK, records, length)
     current = to_windows(defined.take(order), QUESTION_MARK, records, length)
-    labels = torch.cat([torch.full_like(previous, IGNORED), answer_labels(current, records)])
+    labels = torch.cat([torch.full_like(previous, NO_LOSS), answer_labels(current, records)])
     return TaskBatch(torch.cat([previous, current]), labels)

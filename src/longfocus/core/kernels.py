@@ -35,11 +35,32 @@ def backward(
     """Gradients of query, key, value, given output and lse of these keys or of a union that holds them."""
     if grad_lse is None and fused.can_run(query, key, value, scoring) and fused.backward_wins(key):
         return fused.backward(query, key, value, scoring, output, lse, grad_output)
-    delta = (grad_output * output).sum(-1)
-    if grad_lse is not None:
-        # d lse / d score = p, so the gradient of the lse is one more term of the same form
-        delta = delta - grad_lse
+    delta = _delta(output, grad_output, grad_lse)
     return blocked.backward(query, key, value, scoring, lse, grad_output, delta)
+
+
+def backward_to_query(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scoring: Scoring,
+    output: Tensor,
+    lse: Tensor,
+    grad_output: Tensor,
+    grad_lse: Tensor | None = None,
+) -> Tensor:
+    """The first gradient of `backward`: for keys and values that take none, such as those of a memory."""
+    # the fused kernel computes all three, and is still the faster one where it can run
+    if grad_lse is None and fused.can_run(query, key, value, scoring) and fused.backward_wins(key):
+        return fused.backward(query, key, value, scoring, output, lse, grad_output)[0]
+    delta = _delta(output, grad_output, grad_lse)
+    return blocked.backward_to_query(query, key, value, scoring, lse, grad_output, delta)
+
+
+def _delta(output: Tensor, grad_output: Tensor, grad_lse: Tensor | None) -> Tensor:
+    delta = (grad_output * output).sum(-1)
+    # d lse / d score = p, so the gradient of the lse is one more term of the same form
+    return delta if grad_lse is None else delta - grad_lse
 
 
 class KeySetAttention(torch.autograd.Function):
@@ -59,5 +80,7 @@ class KeySetAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
         grad_output = torch.zeros_like(output) if grads[0] is None else grads[0]
-        found = backward(query, key, value, ctx.scoring, output, lse, grad_output, grads[1])
-        return *found, None
+        given = (query, key, value, ctx.scoring, output, lse, grad_output, grads[1])
+        if any(ctx.needs_input_grad[1:3]):
+            return *backward(*given), None
+        return backward_to_query(*given), None, None, None

@@ -180,3 +180,26 @@ def check_plan(plan: Tensor, rows: int, *, first: int = 0, total: int | None = N
         raise LongFocusError(
             f"This crossbatch plan cannot be used: {wrong}. See paper_plan and published_plan."
         )
+
+
+def check_circles(plan: Int[Tensor, "rows contexts"], layers: int) -> None:
+    """Raise LongFocusError if a row of the whole batch sees itself through others, in as many memory layers.
+
+    The keys that a row sees in its second memory layer hold what the listed rows saw in their first one, and so on: in
+    a circle of no more rows than layers, a token sees later ones of its own window.
+    """
+    rows = len(plan)
+    sees = torch.zeros(rows, rows + 1, device=plan.device)
+    # where nothing is listed, a column that is cut off
+    sees = sees.scatter_(1, plan.long().where(plan != NONE, rows), 1.0)[:, :rows]
+    reached = sees
+    for step in range(2, layers + 1):
+        reached = (reached @ sees).clamp_(max=1.0)
+        if not bool(reached.any()):
+            return
+        if bool((inside := reached.diagonal() > 0).any()):
+            raise LongFocusError(
+                f"This crossbatch plan cannot be used with {layers} memory layers: in {step} of them rows "
+                f"{inside.nonzero().flatten().tolist()} would see later tokens of their own, each through rows that "
+                "see it. Use a plan without circles, such as paper_plan, or one memory layer."
+            )

@@ -18,6 +18,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from longfocus.core import dictionary_task as task
+from longfocus.core.labels import NO_LOSS
 from longfocus.errors import LongFocusError
 
 LENGTHS = (1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
@@ -197,7 +198,7 @@ def answers_right(
     from longfocus import FocusCache
 
     windows = task.to_windows(asked, task.QUESTION_MARK, task.RECORDS_PER_WINDOW, task.WINDOW)
-    is_answer = task.answer_labels(windows, task.RECORDS_PER_WINDOW)[:, 1:] != task.IGNORED
+    is_answer = task.answer_labels(windows, task.RECORDS_PER_WINDOW)[:, 1:] != NO_LOSS
     right = []
     for rows in torch.arange(len(windows)).split(_ROWS_TOGETHER):
         cache = FocusCache(model, documents=documents)

@@ -7,7 +7,7 @@ same questions are also asked without memory: nobody can guess five digits, so t
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from longfocus.evaluation.haystack import (
     repeated_file_lines,
     standard_library_lines,
 )
-from longfocus.inference.answer import Answer
+from longfocus.inference.answer import Answer, Span
 from longfocus.inference.session import Session
 
 LENGTHS = (4_096, 16_384, 65_536, 262_144, 1_048_576)
@@ -129,8 +129,9 @@ def evaluate_passkey(
         answers = _ask(session, asked)
         seconds = time.perf_counter() - started
         # not timed: naming what was looked at scans the memory once more
-        first = _ask(session, asked, max_new_tokens=1, trace=1)
-        looks = tuple(_look(key, answer, pieces) for key, answer in zip(asked, first, strict=True))
+        looks = tuple(
+            _look(key, _first_look(own), pieces) for key, own in zip(asked, answers, strict=True)
+        )
         yield PasskeyResult(
             tokens=length,
             tokens_read=session.tokens,
@@ -172,14 +173,17 @@ def _next_pieces(haystack: Haystack, tokens: int, keys: int | None) -> Iterator[
             return
 
 
-def _ask(
-    session: Session, keys: Sequence[PlantedKey], max_new_tokens: int = DIGITS, trace: int = 0
-) -> list[Answer]:
-    return session.ask([key.question for key in keys], max_new_tokens, trace=trace)
+def _ask(session: Session, keys: Sequence[PlantedKey]) -> list[Answer]:
+    return session.ask([key.question for key in keys], DIGITS)
 
 
-def _look(key: PlantedKey, answer: Answer, pieces: Sequence[Piece]) -> Look:
-    spans = answer.looked[0] if answer.looked else ()
+def _first_look(answer: Answer) -> Sequence[Span]:
+    """Where the model looked for the first digit, which decides on a key."""
+    looked = replace(answer, token_ids=answer.token_ids[:1]).looked
+    return looked[0] if looked else ()
+
+
+def _look(key: PlantedKey, spans: Sequence[Span], pieces: Sequence[Piece]) -> Look:
     if not spans:
         return Look(key, None, 0.0, "nowhere")
     piece = pieces[int(spans[0].document)]

@@ -11,8 +11,9 @@ from longfocus.config import FocusConfig
 from longfocus.errors import LongFocusError
 from longfocus.hf.attachment import Attachment
 from longfocus.hf.attention import FocusHook
+from longfocus.hf.gates import add_gates, remove_gates
 from longfocus.hf.layers import attention_modules, longest_window
-from longfocus.hf.model import FocusMixin, add_gates, focus_class, remove_gates, stock_class
+from longfocus.hf.model import FocusMixin, focus_class, stock_class
 from longfocus.hf.refusals import check_base
 from longfocus.hf.rotary import rotary_of
 from longfocus.hf.verify import verify_attached, verify_reference

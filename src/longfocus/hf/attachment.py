@@ -24,6 +24,9 @@ class Attachment:
     base_attention: list[str] = field(default_factory=list)
     """The attention implementation of every config of the model, before it was replaced."""
 
+    fingerprints: dict[bool, tuple[object, dict[str, str]]] = field(default_factory=dict)
+    """The model's fingerprints (fingerprint.py), and the state of its weights at that time."""
+
     @property
     def last_layer(self) -> int:
         """The last memory layer: a window that is only read may stop there."""

@@ -67,6 +67,8 @@ class Call:
     stops_after: int | None = None
     """Layer after whose keys and values the pass may stop, in a window that is only read."""
     trace: Trace | None = None
+    traced: int = 0
+    """How many of the pass's last tokens are recorded in `trace`."""
     passed: frozenset[str] = frozenset()
     """Names of keyword arguments that the caller of the model passed down; they are not the attention's."""
     _identities: list[tuple[Tensor, CosSin]] = field(default_factory=list, repr=False)
@@ -152,8 +154,9 @@ def _focus_attention(
     layer = None if call.cache is None else call.cache.windows[focus_layer.layer]
     parts = layer.parts() if isinstance(layer, MemoryLayer) else []
     contexts = call.contexts if call.contexts is not None and call.contexts.plan.shape[1] else None
-    if call.trace is not None:
-        call.trace.begin(focus_layer.layer, query.shape[0])
+    trace = call.trace if call.traced else None
+    if trace is not None:
+        trace.begin(focus_layer.layer, query.shape[0], call.traced)
     if not parts and contexts is None:
         return plain(module, query, key, value, attention_mask, **kwargs)
     scoring = _scoring(module, query, kwargs, call.passed)
@@ -173,12 +176,13 @@ def _focus_attention(
     local = attend(query, key, value, bias=own.bias, causal=own.causal, **scoring)
     local = local if sinks is None else sink(local, sinks)
     joint = merge([local, other]) if gates is None else gate(local, other, gates)
-    if call.trace is not None and parts:
+    if trace is not None and parts:
         # with a gate, exp(score) is divided by the memory's own sum, and the result takes the gate's share
         gated = None if gates is None else other.lse - functional.logsigmoid(gates)[:, None]
         top_k = call.config.top_k if call.config.search == "exact" else None
         total = joint.lse if gated is None else gated
-        call.trace.look(focus_layer.layer, query, parts, total, top_k=top_k, **scoring)
+        last, total = query[:, :, -call.traced :], total[:, :, -call.traced :]
+        trace.look(focus_layer.layer, last, parts, total, top_k=top_k, **scoring)
     return joint.output.to(query.dtype).transpose(1, 2).contiguous(), None
 
 

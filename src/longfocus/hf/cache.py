@@ -8,25 +8,25 @@ are those of the window alone. Documents are no part of either: they are looked 
 """
 
 from collections.abc import Iterable
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from longfocus.config import FocusConfig, Search
 from longfocus.core.positions import Origin, find_origin
 from longfocus.errors import LongFocusError
-from longfocus.hf.layers import kv_heads_and_dim
+from longfocus.hf.cached_pairs import CachedPairs
+from longfocus.hf.documents import check_documents, parts_of
 from longfocus.hf.window import MemoryLayer, WindowLayer
-from longfocus.memory import Part
-from longfocus.memory.document import DocumentMemory, check_document
+from longfocus.memory.document import DocumentMemory
 
 if TYPE_CHECKING:
     from longfocus.hf.attention import Call
 
 
-class FocusCache(Cache):
+class FocusCache(CachedPairs):
     """Window and memory of one batch of conversations with an attached model; updated in place.
 
     `documents` are read-only and shared by all rows. `search`, `top_k`, `memory_dtype` override the model's
@@ -58,17 +58,14 @@ class FocusCache(Cache):
                 **{name: value for name, value in changes.items() if value is not None},
             }
         )
-        self.documents = tuple(documents)
-        for document in self.documents:
-            check_document(document, self.config, kv_heads_and_dim(model.config))
         dtype = (
             None if self.config.memory_dtype is None else getattr(torch, self.config.memory_dtype)
         )
-        self.windows: list[WindowLayer] = [
+        self.windows = [
             MemoryLayer(
                 attachment.rotaries[i],
                 self.config.positions,
-                [d.layers[i] for d in self.documents],
+                (),
                 dtype,
             )
             if i in attachment.rotaries
@@ -76,6 +73,9 @@ class FocusCache(Cache):
             for i in range(attachment.num_layers)
         ]
         super().__init__(layers=list(self.windows))
+        self.documents: tuple[DocumentMemory, ...] = ()
+        self.device = model.device
+        self.see_documents(model, documents)
         self.call: Call | None = None
         """What the forward pass in progress passes down to the attention of memory layers."""
         self.is_assisted = False
@@ -108,43 +108,35 @@ class FocusCache(Cache):
         """Whether any memory layer has something to look into beyond the window."""
         return any(layer.parts() for layer in self.windows if isinstance(layer, MemoryLayer))
 
-    def window_keys(self, layer: int) -> Tensor:
-        """Keys of the window `[batch, kv_heads, window, head_dim]`: un-rotated in memory layers."""
-        return _present(self.windows[layer].keys, layer)
+    def fork(self) -> "FocusCache":
+        """Another conversation with the same past: window and memory are shared, either may go on without the other."""
+        made = copy(self)
+        made.windows = [layer.fork() for layer in self.windows]
+        made.layers = list(made.windows)
+        made.call = made._undo = None
+        return made
 
-    def window_values(self, layer: int) -> Tensor:
-        """Values of the window `[batch, kv_heads, window, head_dim]`."""
-        return _present(self.windows[layer].values, layer)
+    @property
+    def origin(self) -> Origin | None:
+        """Where each row's window starts, in the numbering of positions; None for an empty window."""
+        return self._origin
 
-    def memory_keys(self, layer: int) -> Tensor:
-        """Keys of the conversation's own memory, copied together: `[batch, kv_heads, tokens, head_dim]`."""
-        return torch.cat([p.key[list(p.rows or ())] for p in self._own(layer)], dim=2)
+    def restore(self, length: int, origin: Origin | None) -> None:
+        """Take the rest of a state that was saved, after its windows did (cache_state.py)."""
+        self._length, self._origin, self._lines = length, origin, (0,)
 
-    def memory_values(self, layer: int) -> Tensor:
-        """Values of the conversation's own memory, as `memory_keys`."""
-        return torch.cat([p.value[list(p.rows or ())] for p in self._own(layer)], dim=2)
+    def see_documents(self, model: Any, documents: Iterable[DocumentMemory]) -> None:
+        """Look into other documents from now on.
 
-    def memory_valid(self, layer: int) -> Tensor:
-        """Which entries of the own memory are real tokens `[batch, tokens]`; the others are padding."""
-        found = []
-        for part in self._own(layer):
-            rows = list(part.rows or ())
-            is_real = torch.ones(len(rows), len(part), dtype=torch.bool)
-            found.append(is_real if part.valid is None else part.valid[rows].cpu())
-        return torch.cat(found, dim=1)
-
-    def _own(self, layer: int) -> list[Part]:
-        found = self.windows[layer]
-        if not isinstance(found, MemoryLayer):
-            raise LongFocusError(
-                f"Layer {layer} has no memory. It is in {self.config.memory_layers}."
-            )
-        parts = found.store.parts()
-        if not parts:
-            raise LongFocusError(
-                f"The memory of layer {layer} is empty. Nothing has left its window yet."
-            )
-        return parts
+        They are merged in an order of their own, so that the order in which they are given changes no bit.
+        """
+        documents = tuple(sorted(documents, key=lambda document: document.order))
+        check_documents(model, self.config, documents)
+        parts = [parts_of(model, document) for document in documents]
+        self.documents = documents
+        for number, layer in enumerate(self.windows):
+            if isinstance(layer, MemoryLayer):
+                layer.documents = [own[number] for own in parts]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """All conversation tokens ever seen: evicted and in the window."""
@@ -291,11 +283,3 @@ class FocusCache(Cache):
         super().reset()
         self._valid = self._origin = self._undo = self._lines = None
         self._length = 0
-
-
-def _present(pairs: Tensor | None, layer: int) -> Tensor:
-    if pairs is None:
-        raise LongFocusError(
-            f"The window of layer {layer} is empty. Run the model with this cache first."
-        )
-    return pairs

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from longfocus.config import FocusConfig
 from longfocus.core.additional import AdditionalContexts
-from longfocus.core.plans import check_plan
+from longfocus.core.plans import check_circles, check_plan
 from longfocus.core.windows import Piece
 from longfocus.errors import LongFocusError
 from longfocus.hf.cache import FocusCache
@@ -110,12 +110,16 @@ def check_own_mask(mask: Any, rows: int, tokens: int) -> None:
         )
 
 
-def check_window(tokens: int, config: FocusConfig) -> None:
+def check_crossbatch(tokens: int, contexts: AdditionalContexts, config: FocusConfig) -> None:
+    """Refuse rows that do not fit a window, and a plan in which they would see their own future."""
     if tokens > config.window:
         raise LongFocusError(
             f"A crossbatch row must fit the window of {config.window} tokens. Got {tokens}. "
             "Cut the document into windows and let later rows list earlier ones in the plan."
         )
+    # of several processes each knows its own part of the plan only
+    if contexts.group is None:
+        check_circles(contexts.plan, len(config.memory_layers))
 
 
 def check_stay(memory: FocusCache, config: FocusConfig, use_cache: bool) -> None:
@@ -133,7 +137,7 @@ def check_attentions(
     if asked and (len(pieces) > 1 or memory.has_memory()):
         raise LongFocusError(
             "output_attentions cannot show attention to a memory, which has no matrix of weights. Pass focus_trace="
-            "to see where memory layers looked, or Session.ask(trace=)."
+            "to see where memory layers looked, or Answer.sources."
         )
 
 

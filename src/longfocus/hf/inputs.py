@@ -57,6 +57,13 @@ class Windows:
             return piece.stop - piece.start
         return max(piece.stop - max(piece.start, self.tokens - self.logits_to_keep), 0)
 
+    def traced(self, piece: Piece) -> int:
+        """How many tokens, counted from the end of the piece, are recorded in the trace."""
+        if self.trace is None:
+            return 0
+        last = self.tokens if self.trace.last is None else self.trace.last
+        return max(piece.stop - max(piece.start, self.tokens - last), 0)
+
     def arguments(self, piece: Piece, shared: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the stock forward for one piece."""
         chosen = dict(shared)

@@ -14,7 +14,7 @@ from functools import cache as memoize
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from longfocus.config import FocusConfig
@@ -23,9 +23,10 @@ from longfocus.core.windows import Piece, cut
 from longfocus.errors import LongFocusError
 from longfocus.hf import checks, inputs
 from longfocus.hf.attachment import Attachment
-from longfocus.hf.attention import GATE, Call, ReadingDone
+from longfocus.hf.attention import Call, ReadingDone
 from longfocus.hf.cache import FocusCache
-from longfocus.hf.layers import attention_modules
+from longfocus.hf.gates import add_gates
+from longfocus.hf.quiet import without_length_reminder
 from longfocus.hf.refusals import check_base, refuse_generation, refuse_paged
 from longfocus.hf.trace import Trace
 
@@ -79,8 +80,8 @@ class FocusMixin(PreTrainedModel):
             checks.check_own_mask(attention_mask, rows, tokens)
             call = Call(self.focus.config, passed=frozenset(kwargs))
             if additional_contexts is not None:
-                checks.check_window(tokens, call.config)
                 contexts = checks.check_contexts(additional_contexts, attention_mask, rows, tokens)
+                checks.check_crossbatch(tokens, contexts, call.config)
                 call = replace(call, contexts=contexts)
             given = {
                 "attention_mask": attention_mask,
@@ -186,6 +187,7 @@ class FocusMixin(PreTrainedModel):
                 cache=memory,
                 stops_after=self.focus.last_layer if is_only_read else None,
                 trace=windows.trace,
+                traced=windows.traced(piece),
                 passed=frozenset(shared),
             )
             arguments = windows.arguments(piece, shared)
@@ -216,6 +218,7 @@ class FocusMixin(PreTrainedModel):
             joined.logits = joined.logits[:, windows.logits_to_keep]
         return joined if return_dict is not False else joined.to_tuple()
 
+    @without_length_reminder()
     def generate(
         self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
@@ -250,22 +253,6 @@ class FocusMixin(PreTrainedModel):
     def __reduce_ex__(self, protocol: Any) -> tuple:
         # the class is made on demand and cannot be found by name
         return _rebuild, (stock_class(type(self)),), self.__dict__
-
-
-def add_gates(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
-    """One gate logit per query head in the attention module of every memory layer (Memorizing Transformer)."""
-    heads = model.config.num_attention_heads
-    for layer, module in attention_modules(model).items():
-        if layer in layers and not hasattr(module, GATE):
-            weight = next(module.parameters())
-            gates = torch.zeros(heads, dtype=weight.dtype, device=weight.device)
-            module.register_parameter(GATE, nn.Parameter(gates))
-
-
-def remove_gates(model: PreTrainedModel) -> None:
-    for module in attention_modules(model).values():
-        if hasattr(module, GATE):
-            delattr(module, GATE)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The window of one layer, and behind the window of a memory layer its memory, as transformers cache layers."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ class WindowLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.local + query_length, 0
 
-    def _pairs(self) -> Pairs:
+    def pairs(self) -> Pairs:
+        """Tensors of the window `[batch, kv_heads, tokens, head_dim]`, None while it is empty."""
         return self.keys, self.values
 
     def _put(self, pairs: Pairs) -> None:
@@ -42,16 +44,22 @@ class WindowLayer(DynamicLayer):
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.local:
-            self._put(tuple(None if t is None else change(t) for t in self._pairs()))
+            self._put(tuple(None if t is None else change(t) for t in self.pairs()))
 
     def evict(
         self, tokens: int, valid: Tensor | None, can_undo: bool, lines: tuple[int, ...] | None
     ) -> None:
         """Empty the window of `tokens` tokens; layers behind the last memory layer may never have seen them."""
         del valid, lines
-        self._evicted = self._pairs() if can_undo else None
+        self._evicted = self.pairs() if can_undo else None
         self.start += tokens
         self.clear()
+
+    def fork(self) -> "WindowLayer":
+        """Another window with the same tokens. Tensors are never written to, so both may hold them."""
+        made = copy(self)
+        made._evicted = None
+        return made
 
     def undo_evict(self, tokens: int) -> None:
         assert self._evicted is not None, "the eviction to undo was not kept"
@@ -67,6 +75,13 @@ class WindowLayer(DynamicLayer):
         self._change(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
         self._evicted = None
 
+    def restore(self, start: int, pairs: Pairs, stored: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take a state that was saved; `stored` are the blocks of a memory layer's own memory."""
+        if any(pair is not None and pair.dim() != 4 for pair in (*pairs, *sum(stored, ()))):
+            raise ValueError("keys and values have four dimensions")
+        self.start = start
+        self._put(pairs)
+
     def check(self, valid: Tensor | None) -> None:
         """Raise LongFocusError if the window could not be evicted."""
 
@@ -78,7 +93,7 @@ class WindowLayer(DynamicLayer):
             self._change(lambda tensor: tensor[:, :, :tokens])
 
     def clear(self) -> None:
-        self._put((None,) * len(self._pairs()))
+        self._put((None,) * len(self.pairs()))
 
     def reset(self) -> None:
         self.start = 0
@@ -128,6 +143,17 @@ class MemoryLayer(WindowLayer):
             return self.rotary.at_first_position(self.keys), self.values
         return self.keys, self.values
 
+    def fork(self) -> "MemoryLayer":
+        made = copy(self)
+        made._evicted = None
+        made.store = self.store.fork()
+        return made
+
+    def restore(self, start: int, pairs: Pairs, stored: Sequence[tuple[Tensor, Tensor]]) -> None:
+        super().restore(start, pairs, stored)
+        for key, value in stored:
+            self.store.adopt(key, value)
+
     def undo_evict(self, tokens: int) -> None:
         super().undo_evict(tokens)
         self.store.undo_append()
@@ -140,7 +166,7 @@ class MemoryLayer(WindowLayer):
         super().reset()
         self.store = Store(self.store.dtype)
 
-    def _pairs(self) -> Pairs:
+    def pairs(self) -> Pairs:
         return self.keys, self.values, self.rotated
 
     def _put(self, pairs: Pairs) -> None:

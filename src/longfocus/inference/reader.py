@@ -16,11 +16,24 @@ from transformers import PreTrainedTokenizerBase
 from longfocus.errors import LongFocusError
 from longfocus.hf.cache import FocusCache
 from longfocus.hf.checks import check_tokens
+from longfocus.hf.fingerprint import model_fingerprint, tokenizer_fingerprint
 from longfocus.hf.layers import evaluating
 from longfocus.hf.model import FocusMixin
 from longfocus.hf.window import MemoryLayer
-from longfocus.inference.source import Source, Tokens, name_of, tokenize
-from longfocus.memory.document import DocumentMemory, document_part
+from longfocus.inference.journal import Journal
+from longfocus.inference.source import (
+    Source,
+    Tokens,
+    is_token_ids,
+    name_of,
+    open_source,
+    tokenize,
+)
+from longfocus.inference.texts.folder_text import TogetherText
+from longfocus.inference.texts.source_text import SourceText
+from longfocus.memory import Part
+from longfocus.memory.description import ReadWith
+from longfocus.memory.document import DocumentMemory
 
 # Tokens of independent windows read at a time: more leave the caches (benchmarks/reading.py).
 BATCH_TOKENS = 2048
@@ -36,15 +49,16 @@ def read_document(
     name: str | None = None,
     *,
     window_prefix: Sequence[int] = (),
+    metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> DocumentMemory:
     """Read one source in isolation: it sees no other document and no conversation.
 
-    `source` is a text, a Path, an iterable of texts, or token ids `[tokens]`. `window_prefix` are token ids
-    (a BOS, say) that begin every window and are not remembered. Raises LongFocusError for an empty or
-    unreadable source.
+    `source` is a text, a Path (a file, or a folder as one document), an iterable of texts, or token ids `[tokens]`.
+    `window_prefix` are token ids (a BOS, say) that begin every window and are not remembered. `metadata` are entries
+    of the user's own, to select documents by. Raises LongFocusError for an empty or unreadable source.
     """
-    return Reading(model, tokenizer, source, name, window_prefix).run(progress)
+    return Reading(model, tokenizer, source, name, window_prefix, metadata=metadata).run(progress)
 
 
 class Reading:
@@ -58,6 +72,7 @@ class Reading:
         name: str | None = None,
         window_prefix: Sequence[int] = (),
         search: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         attachment = getattr(model, "focus", None)
         config = None if attachment is None else attachment.config
@@ -70,18 +85,17 @@ class Reading:
             raise LongFocusError(
                 f"window_prefix of {len(window_prefix)} tokens fills the window of {config.window}."
             )
-        self.model, self.source, self.tokenizer, self.name = (
-            model,
-            source,
-            tokenizer,
-            name or name_of(source),
-        )
+        self.model, self.tokenizer = model, tokenizer
+        self.source = source if is_token_ids(source) else open_source(source)
+        self._is_iterator = isinstance(source, Iterator)
+        self.name = name or name_of(self.source)
+        self.metadata = dict(metadata or {})
         self.prefix = torch.tensor(list(window_prefix), dtype=torch.long)
         self.text_length = config.window - len(self.prefix)
         # all that is known of the progress: an interruption may come anywhere, and these change in one step each
         self.fetched: list[Tokens] = []
         self.done = 0
-        self._pieces: Iterator[Tokens] | None = tokenize(source, tokenizer)
+        self._pieces: Iterator[Tokens] | None = tokenize(self.source, tokenizer)
         self._is_exhausted = False
         self._search = dict(search or {})
         self._cache = FocusCache(model, **self._search)
@@ -89,11 +103,41 @@ class Reading:
             layer: self._layer(self._cache, layer).store for layer in config.memory_layers
         }
 
-    def run(self, progress: Progress | None = None) -> DocumentMemory:
-        """Read what is left, and return the document."""
+    @property
+    def layers(self) -> list[int]:
+        """The memory layers."""
+        return list(self._stores)
+
+    @property
+    def dtype(self) -> str:
+        """Of the keys and values."""
+        dtype = self.model.focus.config.memory_dtype
+        return dtype or str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def read_with(self) -> ReadWith:
+        """What makes the document usable for one model only."""
+        config = self.model.focus.config
+        return ReadWith(
+            config.positions,
+            config.window,
+            tuple(self.prefix.tolist()),
+            model_fingerprint(self.model),
+            None if is_token_ids(self.source) else tokenizer_fingerprint(self.tokenizer),
+        )
+
+    def run(
+        self, progress: Progress | None = None, journal: Journal | None = None
+    ) -> DocumentMemory:
+        """Read what is left, and return the document. What is in the journal is taken from there, and the rest put."""
         with evaluating(self.model):
+            for pairs in journal.records() if journal is not None else ():
+                self._remember(pairs)
             for windows in self._windows():
-                self._read(windows)
+                pairs = self._read(windows)
+                if journal is not None:
+                    journal.append(pairs)
+                self._remember(pairs)
                 if progress is not None:
                     progress(self.done, False)
         if progress is not None:
@@ -133,7 +177,7 @@ class Reading:
         pieces, self._pieces = self._pieces, None
         if pieces is None:
             # the tokenizer itself was interrupted: begin again, behind what is there
-            if isinstance(self.source, Iterator):
+            if self._is_iterator:
                 raise LongFocusError(
                     f"The reading of {self.name!r} was interrupted while its iterator was running, which cannot be "
                     "continued. Read it again from a new iterator."
@@ -146,7 +190,8 @@ class Reading:
             self.fetched.append(piece)
         self._pieces = pieces
 
-    def _read(self, windows: Tensor) -> None:
+    def _read(self, windows: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Keys and values of some windows."""
         for store in self._stores.values():
             # an interruption may have come between two layers
             store.truncate(self.done)
@@ -156,12 +201,19 @@ class Reading:
         prefixed = torch.cat([self.prefix.expand(rows, -1), windows], 1)
         check_tokens(self.model, prefixed, None)
         self.model.read_window(cache, prefixed.to(self.model.device))
+        pairs = {}
         for layer, store in self._stores.items():
-            pairs = self._layer(cache, layer).pairs_to_remember()
-            key, value = (_side_by_side(found[:, :, len(self.prefix) :]) for found in pairs)
-            store.append(key, value)
+            found = self._layer(cache, layer).pairs_to_remember()
+            key, value = (_side_by_side(tensor[:, :, len(self.prefix) :]) for tensor in found)
+            store.check(key, value, None)
+            pairs[layer] = (key.to(store.dtype or key.dtype), value.to(store.dtype or value.dtype))
         cache.clear_window()
-        self.done += windows.numel()
+        return pairs
+
+    def _remember(self, pairs: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        for layer, (key, value) in pairs.items():
+            self._stores[layer].append(key.to(self.model.device), value.to(self.model.device))
+        self.done += next(iter(pairs.values()))[0].shape[2]
 
     @staticmethod
     def _layer(cache: FocusCache, layer: int) -> MemoryLayer:
@@ -173,19 +225,24 @@ class Reading:
         layers = {}
         for layer, store in self._stores.items():
             (part,) = store.parts()
-            layers[layer] = document_part(part.key, part.value)
+            # every batch row sees the one line
+            layers[layer] = Part(part.key, part.value)
         offsets = [piece.offsets for piece in self.fetched]
         has_offsets = all(o is not None for o in offsets)
         text = "".join(piece.text for piece in self.fetched)
-        return DocumentMemory(
+        opened = self.source if isinstance(self.source, SourceText) else None
+        return DocumentMemory.of(
             name=self.name,
             layers=layers,
             token_ids=torch.cat([piece.input_ids for piece in self.fetched]),
-            positions=self.model.focus.config.positions,
+            read_with=self.read_with,
             text=text or None,
             offsets=torch.cat([o for o in offsets if o is not None])
             if has_offsets and text
             else None,
+            parts=() if opened is None else opened.parts(),
+            metadata=self.metadata,
+            is_together=isinstance(opened, TogetherText),
         )
 
 

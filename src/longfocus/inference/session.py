@@ -1,7 +1,10 @@
-"""`Session`: documents in a model's memory, and questions about them.
+"""`Session`: documents in a model's memory, questions about them, and a conversation.
 
     read(source)      a text becomes a document memory, read in isolation
     ask(question)     a question, alone in a fresh window, that sees all documents
+    chat(said)        a turn of the session's conversation, which remembers all that was said
+    fork(), mark(), rewind(mark)      share, keep and take back what was read and said
+    save(path), Session.load(path)    a session as a file
     generate(prompt)  the library's generate with the documents in memory
 
 Documents are never part of the prompt: they do not count in `get_seq_length` or attention masks, so `generate` cannot
@@ -9,29 +12,43 @@ cut a question away, and a batch of questions shares them.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast, overload
+from copy import copy
+from pathlib import Path
+from typing import Any, NamedTuple, Self, overload
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from longfocus.config import Search
 from longfocus.errors import LongFocusError
 from longfocus.hf.cache import FocusCache
+from longfocus.hf.documents import check_tokenizer
+from longfocus.hf.fingerprint import tokenizer_fingerprint
 from longfocus.hf.model import FocusMixin
-from longfocus.hf.trace import Trace
-from longfocus.inference.answer import Answer, batches, spans, until_end
+from longfocus.inference import session_file
+from longfocus.inference.answer import Answer, Asked, batches, until_end
+from longfocus.inference.conversation import Conversation
 from longfocus.inference.progress import reading_bar
+from longfocus.inference.prompts import Message, Prompt, Prompts, message, starting_ids
 from longfocus.inference.reader import Reading
 from longfocus.inference.source import Source, expected_tokens, identify
 from longfocus.memory.document import DocumentMemory
 
 
+class Mark(NamedTuple):
+    """What a session knew at some time, to go back to."""
+
+    documents: tuple[DocumentMemory, ...]
+    conversation: Conversation
+
+
 class Session:
-    """Documents that one model has read, and questions about them.
+    """Documents that one model has read, questions about them, and one conversation.
 
     `tokenizer` may be None for models of bare token ids. `window_prefix="bos"` begins every window that is read with
     the tokenizer's BOS (also: token ids); the default, none, is LongLLaMA's. `search` and `top_k` override the model's.
+    `system` is the first message of the conversation and of every question, where the tokenizer has a chat template.
+    Raises LongFocusError for a document that this model or tokenizer cannot use.
     """
 
     def __init__(
@@ -43,17 +60,27 @@ class Session:
         window_prefix: str | Sequence[int] = (),
         search: Search | None = None,
         top_k: int | None = None,
+        system: str | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.documents = list(documents)
-        self.window_prefix = _prefix(window_prefix, tokenizer)
-        self._search = {"search": search, "top_k": top_k}
+        self.window_prefix = starting_ids(window_prefix, tokenizer)
+        self._search: dict[str, Any] = {"search": search, "top_k": top_k}
+        self._prompts = Prompts(tokenizer, system)
         self._unfinished: dict[object, Reading] = {}
-        self.cache()
+        self._conversation = Conversation(self.cache())
 
     def cache(self) -> FocusCache:
         """A fresh window that sees all documents, for `model(..., past_key_values=)` and `model.generate`."""
-        return FocusCache(self.model, self.documents, **self._search)
+        return self._seeing(FocusCache(self.model, **self._search))
+
+    def _seeing(self, cache: FocusCache) -> FocusCache:
+        if any(document.description.read_with.tokenizer for document in self.documents):
+            own = tokenizer_fingerprint(self.tokenizer)
+            for document in self.documents:
+                check_tokenizer(document, own)
+        cache.see_documents(self.model, self.documents)
+        return cache
 
     @property
     def tokens(self) -> int:
@@ -64,6 +91,11 @@ class Session:
     def nbytes(self) -> int:
         """Bytes of keys and values of all documents."""
         return sum(document.nbytes for document in self.documents)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What was said in the conversation: `role` and `content` of every message."""
+        return self._conversation.messages
 
     def read(
         self, source: Source, name: str | None = None, *, progress: bool | None = None
@@ -89,153 +121,175 @@ class Session:
         del self._unfinished[key]
         return document
 
-    def generate(self, prompt: str | Sequence[str] | Tensor, **kwargs: Any) -> Any:
+    def forget(self, name: str) -> None:
+        """Leave out all documents of that name: later answers are those of never having read them."""
+        kept = [document for document in self.documents if document.name != name]
+        if len(kept) == len(self.documents):
+            raise LongFocusError(
+                f"This session has no document {name!r}. It has: "
+                f"{', '.join(repr(document.name) for document in self.documents) or 'none'}."
+            )
+        self.documents = kept
+
+    def fork(self) -> "Session":
+        """Another session with the same documents and conversation, all of it shared; either goes on alone."""
+        made = copy(self)
+        made.documents = list(self.documents)
+        made._unfinished = {}
+        return made
+
+    def mark(self) -> Mark:
+        """What is known now, for `rewind`. Costs nothing."""
+        return Mark(tuple(self.documents), self._conversation)
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget everything that was read and said since the mark."""
+        self.documents = list(mark.documents)
+        self._conversation = mark.conversation
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation, its memory, and references to the documents into one file.
+
+        Documents that have no file yet are written into the library beside it, `PATH.documents`. Raises
+        LongFocusError if something cannot be written.
+        """
+        self.documents = session_file.save(
+            Path(path),
+            self.model,
+            self.tokenizer,
+            self.documents,
+            self._conversation,
+            self._settings(),
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: FocusMixin,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        documents: Iterable[DocumentMemory] = (),
+    ) -> Self:
+        """A saved session, which goes on bit for bit where it stopped.
+
+        Its documents are found where they were, or among `documents` (a library, say). Raises LongFocusError for
+        another model or tokenizer, and for a document that is missing or was changed.
+        """
+        saved = session_file.load(Path(path), model, tokenizer, documents)
+        made = cls(model, tokenizer, documents=saved.documents, **saved.settings)
+        made._conversation = saved.conversation
+        return made
+
+    def _settings(self) -> dict[str, Any]:
+        system = next((m["content"] for m in self._prompts.system), None)
+        return {"window_prefix": list(self.window_prefix), "system": system, **self._search}
+
+    def generate(self, prompt: Prompt, **kwargs: Any) -> Any:
         """`model.generate` on a prompt, a batch of them, or token ids `[batch, tokens]`, seeing all documents."""
-        inputs = self._padded(self._rows(prompt))
+        inputs = self._prompts.padded(self._prompts.rows(prompt), self.model.device)
         settings = {**self._defaults(), **kwargs}
         return self.model.generate(**inputs, past_key_values=self.cache(), **settings)
 
     @overload
-    def ask(
-        self, question: str, max_new_tokens: int = ..., *, trace: int = ..., **kwargs: Any
-    ) -> Answer: ...
+    def ask(self, question: str, max_new_tokens: int = ..., **kwargs: Any) -> Answer: ...
     @overload
     def ask(
         self,
         question: Sequence[str] | list[list[int]] | Tensor,
         max_new_tokens: int = ...,
-        *,
-        trace: int = ...,
         **kwargs: Any,
     ) -> list[Answer]: ...
 
     def ask(
-        self,
-        question: str | Sequence[str] | list[list[int]] | Tensor,
-        max_new_tokens: int = 128,
-        *,
-        trace: int = 0,
-        **kwargs: Any,
+        self, question: Prompt, max_new_tokens: int = 128, **kwargs: Any
     ) -> Answer | list[Answer]:
         """Answer a question, or many as one batch that shares the memory; greedy unless `kwargs` say otherwise.
 
         The tokenizer's chat template is used where there is one, otherwise the text is simply continued. Each question
-        stands alone in a fresh window. Questions of different length that do not fit it with their answers are answered
-        in batches of equal length, since padding would move the borders of their windows. `trace`:
-        how many memory entries to name per token in `Answer.looked`.
+        stands alone in a fresh window, and sees nothing of the conversation. Questions of different length that do not
+        fit it with their answers are answered in batches of equal length, since padding would move the borders of
+        their windows. `kwargs` go to `generate`.
         """
-        _refuse(trace, kwargs)
-        rows = self._rows(question, is_question=True)
+        _refuse(kwargs)
+        rows = self._prompts.rows(question, is_question=True)
         window = self.model.focus.config.window
         answers: dict[int, Answer] = {}
+        documents = self.mark().documents
         for batch in batches([len(row) for row in rows], window - max_new_tokens):
-            given = self._padded([rows[row] for row in batch])
-            seen = Trace(trace) if trace else None
-            extra = {} if seen is None else {"focus_trace": seen}
-            settings = {"do_sample": False, **self._defaults(), **extra, **kwargs}
-            sequences = self.model.generate(
-                **given, past_key_values=self.cache(), max_new_tokens=max_new_tokens, **settings
-            )
-            new = sequences[:, given["input_ids"].shape[1] :].tolist()
-            own = kwargs.get("generation_config") or self.model.generation_config
-            ends = kwargs.get("eos_token_id", own.eos_token_id)
-            answers |= {
-                row: self._answer(until_end(new[place], ends), place, len(new[place]), seen)
-                for place, row in enumerate(batch)
-            }
+            prompts = [rows[row] for row in batch]
+            new = self._generated(self.cache(), prompts, max_new_tokens, kwargs)
+            for row, ids in zip(batch, new, strict=True):
+                asked = Asked(
+                    self.model,
+                    lambda: FocusCache(self.model, documents, **self._search),
+                    tuple(rows[row]),
+                    _passed(kwargs),
+                )
+                answers[row] = Answer(self._prompts.decode(ids), tuple(ids), asked)
         ordered = [answers[row] for row in range(len(rows))]
         return ordered[0] if isinstance(question, str) else ordered
 
-    def _answer(self, ids: list[int], row: int, longest: int, trace: Trace | None) -> Answer:
-        text = ""
-        if self.tokenizer is not None:
-            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        if trace is None:
-            return Answer(text, tuple(ids))
-        # one call of the model a token; a long prompt takes more calls before the first
-        first = len(trace.rows) - longest
-        layers = len(self.model.focus.config.memory_layers)
-        calls = trace.rows[first : first + len(ids)]
-        return Answer(
-            text, tuple(ids), tuple(spans(call[row], self.documents, layers) for call in calls)
+    def chat(self, said: str, max_new_tokens: int = 512, **kwargs: Any) -> Answer:
+        """Answer in the session's conversation, which remembers everything said before, whatever its length.
+
+        Greedy unless `kwargs`, which go to `generate` (`streamer=`, `do_sample=`, ...), say otherwise. A turn that is
+        interrupted leaves the conversation as it was.
+        """
+        _refuse(kwargs)
+        if kwargs.get("num_beams", 1) != 1:
+            raise LongFocusError("A conversation has one row. Leave out num_beams.")
+        before = self._conversation
+        ends = self._ends(kwargs)
+        last = (
+            before.ids[-1]
+            if before.ids and until_end([before.ids[-1], -1], ends)[1:] == []
+            else None
         )
+        prompt = (*before.ids, *self._prompts.turn(before.messages, said, last))
+        cache = self._seeing(before.begin_turn())
+        (ids,) = self._generated(cache, [list(prompt)], max_new_tokens, kwargs)
+        text = self._prompts.decode(ids)
+        start = self._seeing(before.begin_turn())
+        first = () if before.messages else tuple(self._prompts.system)
+        self._conversation = before.ended(
+            cache,
+            (*prompt, *ids),
+            (*first, message("user", said), message("assistant", text)),
+        )
+        return Answer(text, tuple(ids), Asked(self.model, start.fork, prompt, _passed(kwargs)))
+
+    def _generated(
+        self, cache: FocusCache, rows: list[list[int]], max_new_tokens: int, kwargs: dict[str, Any]
+    ) -> list[list[int]]:
+        """New tokens of every row, up to the one that ends its answer."""
+        given = self._prompts.padded(rows, self.model.device)
+        settings = {"do_sample": False, **self._defaults(), **kwargs}
+        sequences = self.model.generate(
+            **given, past_key_values=cache, max_new_tokens=max_new_tokens, **settings
+        )
+        new = sequences[:, given["input_ids"].shape[1] :].tolist()
+        return [until_end(ids, self._ends(kwargs)) for ids in new]
+
+    def _ends(self, kwargs: dict[str, Any]) -> Any:
+        own = kwargs.get("generation_config") or self.model.generation_config
+        return kwargs.get("eos_token_id", own.eos_token_id)
 
     def _defaults(self) -> dict[str, Any]:
         """A pad token where the model has none, which `generate` would warn about at every call."""
         config = self.model.generation_config
-        return {} if config.pad_token_id is not None else {"pad_token_id": self._pad()}
-
-    def _pad(self) -> int:
-        found = (
-            None
-            if self.tokenizer is None
-            else (self.tokenizer.pad_token_id or self.tokenizer.eos_token_id)
-        )
-        return found or 0
-
-    def _rows(
-        self, given: str | Sequence[str] | list[list[int]] | Tensor, is_question: bool = False
-    ) -> list[list[int]]:
-        """Token ids of every text."""
-        if isinstance(given, Tensor):
-            given = (given if given.dim() == 2 else given[None]).tolist()
-        if isinstance(given, list) and given and isinstance(given[0], list) and all(given):
-            return given
-        if self.tokenizer is None:
-            raise LongFocusError(
-                "This session has no tokenizer, so it takes token ids [batch, tokens] only."
-            )
-        texts = [given] if isinstance(given, str) else cast(Sequence[str], given)
-        rows = [_tokenize(self.tokenizer, text, is_question) for text in texts]
-        if not rows or not all(rows):
-            raise LongFocusError("A question must hold at least one token. Got an empty text.")
-        return rows
-
-    def _padded(self, rows: list[list[int]]) -> dict[str, Tensor]:
-        """Token ids and mask `[batch, tokens]`, padded on the left."""
-        longest = max(map(len, rows))
-        pad = self._pad()
-        ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        device = self.model.device
-        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        return {} if config.pad_token_id is not None else {"pad_token_id": self._prompts.pad}
 
 
-def _refuse(trace: int, kwargs: dict[str, Any]) -> None:
-    """What `ask` cannot turn into one answer a question."""
+def _passed(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What of `generate`'s arguments shapes the memory of a prompt."""
+    return {name: kwargs[name] for name in ("last_context_length",) if name in kwargs}
+
+
+def _refuse(kwargs: dict[str, Any]) -> None:
+    """What cannot be turned into one answer a question."""
     if kwargs.get("num_return_sequences", 1) != 1 or kwargs.get("return_dict_in_generate"):
         raise LongFocusError(
-            "ask gives one answer for each question. Got num_return_sequences or return_dict_in_generate. "
+            "There is one answer for each question. Got num_return_sequences or return_dict_in_generate. "
             "Use Session.generate, which returns what generate does."
         )
-    guesses = kwargs.get("assistant_model") or kwargs.get("prompt_lookup_num_tokens")
-    if trace and (kwargs.get("num_beams", 1) != 1 or guesses):
-        raise LongFocusError(
-            "trace names what was looked at token by token. With beams or assisted decoding calls of the model and "
-            "tokens of the answer do not correspond. Leave out num_beams, assistant_model and prompt_lookup_num_tokens."
-        )
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, is_question: bool) -> list[int]:
-    if is_question and tokenizer.chat_template:
-        message = [{"role": "user", "content": text}]
-        text = str(
-            tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        )
-        # the template writes the special tokens itself
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    return list(tokenizer(text, verbose=False)["input_ids"])
-
-
-def _prefix(
-    given: str | Sequence[int], tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[int, ...]:
-    if given == "bos":
-        if tokenizer is None or tokenizer.bos_token_id is None:
-            raise LongFocusError(
-                "window_prefix='bos' needs a tokenizer with a BOS token. Give token ids instead."
-            )
-        return (tokenizer.bos_token_id,)
-    if isinstance(given, str):
-        raise LongFocusError(f"window_prefix must be 'bos' or token ids. Got {given!r}.")
-    return tuple(given)

@@ -1,14 +1,16 @@
-"""What can be read: a text, a file, many texts, or token ids; tokenized piece by piece.
+"""What can be read: a text, a file, a folder, many texts, or token ids; tokenized piece by piece.
 
 A text is cut at line ends into pieces of about `PIECE` characters, so that a book of any length is tokenized in bounded
 space. Offsets count characters of the whole text.
 """
 
 import logging
+import os.path
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,8 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from longfocus.errors import LongFocusError
+from longfocus.inference.texts.folder_text import FolderText, TogetherText
+from longfocus.inference.texts.source_text import FileText, ManyTexts, OneText, SourceText
 
-Source = str | Path | Iterable[str] | Tensor | np.ndarray | Sequence[int]
+Text = str | Path | Iterable[str]
+Source = Text | SourceText | Tensor | np.ndarray | Sequence[int]
 
 PIECE = 2**18
 logger = logging.getLogger(__name__)
@@ -33,26 +38,78 @@ class Tokens(NamedTuple):
     text: str
 
 
-def identify(source: Source) -> object:
-    """A key under which an interrupted reading of the same source is found again."""
+def open_source(source: Source, name: str | None = None) -> SourceText:
+    """The source as text, which after reading knows its parts. Nothing is read yet."""
+    if isinstance(source, SourceText):
+        return source
     if isinstance(source, str):
-        return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+        return OneText(source, name)
     if isinstance(source, Path):
-        state = _stat(source)
-        return str(source.resolve()), state.st_size, state.st_mtime_ns
+        return FolderText(source, name) if os.path.isdir(source) else FileText(source, name)
+    if isinstance(source, Iterable) and not is_token_ids(source):
+        return ManyTexts(cast(Iterable[str], source), name)
+    raise LongFocusError(
+        f"{type(source).__name__} cannot be read as text. Give a text, a Path, an iterable of texts, or token ids "
+        "[tokens] where they are taken."
+    )
+
+
+def together(sources: Iterable[Text]) -> SourceText:
+    """One source of several: a header line before each, and a part for each text and each file of a folder."""
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    if not given:
+        raise LongFocusError("There is nothing to read together. Give at least one source.")
+    names = _names(given)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise LongFocusError(
+            f"What is read together must be different. Got {', '.join(twice)} more than once. Give each once."
+        )
+    return TogetherText(
+        [open_source(source, name) for source, name in zip(given, names, strict=True)]
+    )
+
+
+def _names(given: Sequence[Text]) -> list[str]:
+    """A file or folder is called by its name, or by its path where several have that name; a text by its place."""
+    names = [
+        open_source(source).name if isinstance(source, Path) else f"text {place}"
+        for place, source in enumerate(given, start=1)
+    ]
+    counts = Counter(names)
+    return [
+        source.as_posix() if isinstance(source, Path) and counts[name] > 1 else name
+        for source, name in zip(given, names, strict=True)
+    ]
+
+
+def content_hash(source: Source) -> str:
+    """SHA-256 of what would be read, of a text as UTF-8: equal as long as the content is.
+
+    Reads all of it, in bounded memory. Raises LongFocusError for what cannot be read, or only once.
+    """
     if is_token_ids(source):
         return sha256(as_ids(source).numpy().tobytes()).hexdigest()
-    # the object itself, not its id(), which another object may get later
-    return _ByIdentity(source)
+    if isinstance(source, Iterator):
+        raise LongFocusError(
+            "An iterator can be read only once, so that its hash would leave nothing to read. Give a list of texts, or "
+            "a Path."
+        )
+    digest = sha256()
+    for text in open_source(source).texts():
+        _refuse_surrogates(text)
+        digest.update(text.encode())
+    return digest.hexdigest()
+
+
+def identify(source: Source) -> object:
+    """A key under which an interrupted reading of the same source is found again."""
+    return content_hash(source) if is_token_ids(source) else open_source(source).identity()
 
 
 def name_of(source: Source) -> str:
-    """A short name: that of the file, or the text's first words."""
-    if isinstance(source, Path):
-        return source.name
-    if isinstance(source, str):
-        return " ".join(source[:200].split())[:40] or "text"
-    return "text"
+    """A short name: that of the file or folder, or the text's first words."""
+    return "text" if is_token_ids(source) else open_source(source).name
 
 
 def is_token_ids(source: Source) -> bool:
@@ -74,12 +131,11 @@ def as_ids(source: Source) -> Tensor:
 
 def expected_tokens(source: Source) -> int | None:
     """About how many tokens a source has, for a progress bar; None if that is not known beforehand."""
+    if is_token_ids(source):
+        return len(as_ids(source))
+    characters = open_source(source).expected_characters()
     # about 4 characters a token: good enough for the time left
-    if isinstance(source, str):
-        return len(source) // 4
-    if isinstance(source, Path):
-        return _stat(source).st_size // 4
-    return len(as_ids(source)) if is_token_ids(source) else None
+    return None if characters is None else characters // 4
 
 
 def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[Tokens]:
@@ -94,8 +150,8 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> Itera
         raise LongFocusError(
             "A text can only be read with a tokenizer. Give Session one, or give token ids."
         )
-    start, found = 0, False
-    for piece in pieces(_texts(source)):
+    opened, start, found = open_source(source), 0, False
+    for piece in pieces(opened.texts()):
         _refuse_surrogates(piece)
         given = tokenizer(
             piece, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False
@@ -108,7 +164,11 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> Itera
         found = found or len(ids) > 0
         yield Tokens(ids, offsets, piece)
     if not found:
-        raise LongFocusError(f"There is nothing to read: {_describe(source)} is empty.")
+        raise LongFocusError(
+            f"There is nothing to read: the tokenizer makes no token of {opened}. Give another."
+        )
+    if (notice := opened.notice()) is not None:
+        logger.warning("%s", notice)
 
 
 def _refuse_surrogates(text: str) -> None:
@@ -119,29 +179,6 @@ def _refuse_surrogates(text: str) -> None:
             f"The text holds {error.object[error.start]!r} at character {error.start}, half of a surrogate pair, which "
             "is no character. Decode the file with its true encoding."
         ) from error
-
-
-def _texts(source: Source) -> Iterator[str]:
-    if isinstance(source, str):
-        if len(source) < 4096 and "\n" not in source and source.strip() and _is_file(source):
-            logger.warning(
-                "Reading the text %r itself, although a file of that name exists. For the file: Path(...).",
-                source,
-            )
-        yield source
-    elif isinstance(source, Path):
-        yield from _file(source)
-    elif not isinstance(source, Iterable):
-        raise LongFocusError(
-            f"{type(source).__name__} cannot be read. Give a text, a Path, an iterable of texts, or token ids [tokens]."
-        )
-    else:
-        for text in source:
-            if not isinstance(text, str):
-                raise LongFocusError(
-                    f"An iterable source must give str. Got {type(text).__name__}."
-                )
-            yield text
 
 
 def pieces(texts: Iterable[str]) -> Iterator[str]:
@@ -156,53 +193,3 @@ def pieces(texts: Iterable[str]) -> Iterator[str]:
         waiting = waiting[start:]
     if waiting:
         yield waiting
-
-
-def _file(path: Path) -> Iterator[str]:
-    _stat(path)
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            while text := file.read(PIECE):
-                yield text
-    except UnicodeDecodeError as error:
-        raise LongFocusError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it first."
-        ) from error
-    except OSError as error:
-        raise LongFocusError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _stat(path: Path):  # noqa: ANN202  (os.stat_result)
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise LongFocusError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
-    if path.is_dir():
-        raise LongFocusError(
-            f"{path} is a folder. Give its files one by one, or an iterable of their texts."
-        )
-    return state
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def _describe(source: Source) -> str:
-    return str(source) if isinstance(source, Path) else "the text"
-
-
-class _ByIdentity:
-    """Equal only for the same object, which it keeps alive."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)

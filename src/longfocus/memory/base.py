@@ -14,11 +14,12 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from longfocus.core.attention import Partial, attend, merge, nothing
 from longfocus.core.blocked import exact_dtype
+from longfocus.memory.quantized import Scales
 
 # Components of keys converted to another number type at a time.
 CONVERTED_ELEMENTS = 2**24
@@ -55,13 +56,15 @@ class Part:
 
     `key`, `value` are `[lines, kv_heads, pairs, dim]`, `valid` `[lines, pairs]` (None: all are real). `rows[b]` is
     the line that batch row b sees; None: every row sees line 0 (a document). Beams and the questions of a batch
-    share lines.
+    share lines. int8 pairs have `scales`. `touch` is called before pairs are looked at: a file checks them then.
     """
 
-    key: Float[Tensor, "lines kv_heads pairs dim"]
-    value: Float[Tensor, "lines kv_heads pairs dim"]
+    key: Shaped[Tensor, "lines kv_heads pairs dim"]
+    value: Shaped[Tensor, "lines kv_heads pairs dim"]
     valid: Bool[Tensor, "lines pairs"] | None = None
     rows: tuple[int, ...] | None = None
+    scales: Scales | None = None
+    touch: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         return self.key.shape[2]
@@ -87,16 +90,54 @@ class Part:
             return Hits(*self._by_line(query, partial(_best, k=min(k, len(self)), scale=scale)))
 
     def take(
-        self, positions: Int[Tensor, "batch heads query k"]
+        self, positions: Int[Tensor, "batch heads query k"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "batch heads query k dim"], Float[Tensor, "batch heads query k dim"]]:
-        """Keys and values at the given places, for every query and query head."""
+        """Keys and values at the given places, for every query and query head, as numbers of type `dtype`."""
+        self._touch()
         batch, heads = positions.shape[:2]
         line = (
             torch.zeros(batch, dtype=torch.long) if self.rows is None else torch.tensor(self.rows)
         )
         head = torch.arange(heads) // (heads // self.key.shape[1])
         index = (line[:, None, None, None], head[None, :, None, None], positions)
-        return self.key[index], self.value[index]
+        key, value = self.key[index].to(dtype), self.value[index].to(dtype)
+        if self.scales is None:
+            return key, value
+        by_key, by_value = (scale[index][..., None].to(dtype) for scale in self.scales)
+        return key * by_key, value * by_value
+
+    def keys(
+        self, start: int, stop: int, dtype: torch.dtype
+    ) -> Float[Tensor, "lines kv_heads some dim"]:
+        """Keys [start, stop) of all lines as numbers of type `dtype`."""
+        scale = None if self.scales is None else self.scales.key
+        return _numbers(self.key, scale, slice(start, stop), dtype)
+
+    def values(
+        self, start: int, stop: int, dtype: torch.dtype
+    ) -> Float[Tensor, "lines kv_heads some dim"]:
+        """Values [start, stop) of all lines as numbers of type `dtype`."""
+        scale = None if self.scales is None else self.scales.value
+        return _numbers(self.value, scale, slice(start, stop), dtype)
+
+    def to(self, device: torch.device) -> "Part":
+        """The part on another device; the same object if it is there."""
+        if self.key.device == device:
+            return self
+        self._touch()
+        scales = None if self.scales is None else Scales(*(s.to(device) for s in self.scales))
+        valid = None if self.valid is None else self.valid.to(device)
+        return Part(self.key.to(device), self.value.to(device), valid, self.rows, scales)
+
+    def _touch(self) -> None:
+        if self.touch is not None:
+            self.touch()
+
+    def _line(self, line: int) -> "Part":
+        own = slice(line, line + 1)
+        scales = None if self.scales is None else Scales(*(s[own] for s in self.scales))
+        valid = None if self.valid is None else self.valid[own]
+        return Part(self.key[own], self.value[own], valid, None, scales)
 
     def of_row(self, row: int) -> "Part":
         """The same pairs as a batch of that one row sees them."""
@@ -105,21 +146,20 @@ class Part:
     def _by_line(
         self,
         query: Tensor,
-        answer: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]],
+        answer: Callable[[Tensor, "Part"], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Run `answer` once per line, with the queries of all rows that share it side by side."""
+        self._touch()
         batch = query.shape[0]
         if self.rows is not None and self.rows == tuple(range(self.key.shape[0])):
-            return answer(query, self.key, self.value, self.valid)
+            return answer(query, self)
         owners = (0,) * batch if self.rows is None else self.rows
         found: list[tuple[Tensor, Tensor] | None] = [None] * batch
         for line in sorted(set(owners)):
             sharing = [row for row in range(batch) if owners[row] == line]
             # (rows, heads, query, dim) -> (1, heads, rows * query, dim)
             side_by_side = query[sharing].transpose(0, 1).flatten(1, 2)[None]
-            own = slice(line, line + 1)
-            valid = None if self.valid is None else self.valid[own]
-            both = answer(side_by_side, self.key[own], self.value[own], valid)
+            both = answer(side_by_side, self._line(line))
             split = [t[0].unflatten(1, (len(sharing), -1)).transpose(0, 1) for t in both]
             for place, row in enumerate(sharing):
                 found[row] = (split[0][place], split[1][place])
@@ -127,49 +167,42 @@ class Part:
         return torch.stack(first), torch.stack(second)
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    valid: Tensor | None,
-    *,
-    scale: float,
-    softcap: float | None,
-) -> Partial:
-    """Attention over the pairs of one line, in the number type of the query.
+def _numbers(stored: Tensor, scale: Tensor | None, own: slice, dtype: torch.dtype) -> Tensor:
+    numbers = stored[:, :, own].to(dtype)
+    return numbers if scale is None else numbers * scale[:, :, own, None].to(dtype)
+
+
+def _attend(query: Tensor, part: Part, *, scale: float, softcap: float | None) -> Partial:
+    """Attention over all pairs of all lines, in the number type of the query.
 
     Pairs of another type are converted some at a time: the whole memory is never held twice.
     """
     device = query.device.type
     wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    each = key.shape[0] * key.shape[1] * key.shape[3]
-    step = CONVERTED_ELEMENTS // each if key.dtype != wanted else key.shape[2]
+    each = part.key.shape[0] * part.key.shape[1] * part.key.shape[3]
+    step = len(part) if part.key.dtype == wanted else CONVERTED_ELEMENTS // each
     found = []
-    for start in range(0, key.shape[2], max(step, 1)):
-        own = slice(start, start + step)
-        pairs = (t[:, :, own].to(query.dtype) for t in (key, value))
-        seen = None if valid is None else valid[:, own]
-        found.append(attend(query, *pairs, scale=scale, valid=seen, softcap=softcap))
+    for start in range(0, len(part), max(step, 1)):
+        stop = min(start + max(step, 1), len(part))
+        seen = None if part.valid is None else part.valid[:, start:stop]
+        key, value = (read(start, stop, query.dtype) for read in (part.keys, part.values))
+        found.append(attend(query, key, value, scale=scale, valid=seen, softcap=softcap))
     return merge(found) if found else nothing(query)
 
 
-def _best(
-    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, *, k: int, scale: float
-) -> Hits:
+def _best(query: Tensor, part: Part, *, k: int, scale: float) -> Hits:
     """Exact top-k by one scan over the keys, block by block with a running best."""
-    del value
     batch, heads, queries, _ = query.shape
-    kv_heads, keys = key.shape[1], key.shape[2]
-    folded = query.unflatten(1, (kv_heads, -1)).flatten(
-        2, 3
-    )  # (batch, kv_heads, groups * query, dim)
+    kv_heads = part.key.shape[1]
+    # (batch, kv_heads, groups * query, dim)
+    folded = query.unflatten(1, (kv_heads, -1)).flatten(2, 3)
     block = max(k, SEARCH_ELEMENTS // max(folded.shape[:-1].numel(), 1), 128)
     best = None
-    for start in range(0, keys, block):
-        stop = min(start + block, keys)
-        scores = (folded @ key[:, :, start:stop].to(query.dtype).mT).to(exact_dtype(query)) * scale
-        if valid is not None:
-            scores.masked_fill_(~valid[:, None, None, start:stop], -torch.inf)
+    for start in range(0, len(part), block):
+        stop = min(start + block, len(part))
+        scores = (folded @ part.keys(start, stop, query.dtype).mT).to(exact_dtype(query)) * scale
+        if part.valid is not None:
+            scores.masked_fill_(~part.valid[:, None, None, start:stop], -torch.inf)
         top = scores.topk(min(k, stop - start), dim=-1)
         hits = Hits(top.values, top.indices + start)
         best = hits if best is None else _better(best, hits, k)

@@ -44,7 +44,7 @@ def _top_k(
     found = [part.search(query, top_k, scale=scale) for part in parts]
     partials = []
     for part, hits, chosen in zip(parts, found, best_of_all(found, top_k), strict=True):
-        key, value = part.take(hits.positions)
+        key, value = part.take(hits.positions, exact_dtype(query))
         partials.append(attend_own(query, key, value, chosen, scale=scale, softcap=softcap))
     return merge(partials)
 

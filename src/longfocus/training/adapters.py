@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from longfocus.errors import LongFocusError
-from longfocus.training.extras import train_extra
+from longfocus.errors import LongFocusError, extra
 from longfocus.training.recipe import Recipe
 
 
@@ -40,7 +39,7 @@ def with_adapters(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
     """The model with LoRA adapters on all of its linear layers but the last, or as it is."""
     if recipe.lora_rank is None:
         return model
-    with train_extra("Training with LoRA"):
+    with extra("train", "Training with LoRA"):
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     torch.manual_seed(recipe.seed)
     adapters = LoraConfig(

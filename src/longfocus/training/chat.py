@@ -42,7 +42,7 @@ def _check(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], w
     if not tokenizer.chat_template:
         raise LongFocusError(
             f"{where} is a chat, but the tokenizer has no chat template. Chats are rendered by the tokenizer's own. "
-            "Set tokenizer.chat_template, or name a field with texts with text_field=..."
+            "Set tokenizer.chat_template, or name a field with texts (--text-field, or text_field= of a Source)."
         )
     if not tokenizer.is_fast:
         raise LongFocusError(

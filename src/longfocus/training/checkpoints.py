@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -32,7 +33,14 @@ def save_rank(checkpoint: Path, rank: int, ranks: int, state: Mapping[str, Any])
 
 
 def load_rank(checkpoint: Path, rank: int) -> dict[str, Any]:
-    return torch.load(_rank_file(checkpoint, rank), weights_only=True)
+    file = _rank_file(checkpoint, rank)
+    try:
+        return torch.load(file, weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise LongFocusError(
+            f"{file} cannot be read: {error} It must be as it was written. Remove {checkpoint}: the same command then "
+            "goes on from the checkpoint before it, or begins anew if there is none."
+        ) from error
 
 
 def latest(directory: Path, ranks: int) -> Path | None:

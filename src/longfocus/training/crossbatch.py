@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from longfocus.core.additional import AdditionalContexts, PositiveMass
+from longfocus.core.labels import NO_LOSS
 from longfocus.core.plans import NONE
 from longfocus.errors import LongFocusError
 from longfocus.hf.layers import model_inside
@@ -13,8 +14,6 @@ from longfocus.hf.model import FocusMixin
 from longfocus.training.contexts import Contexts, StepPlan
 from longfocus.training.methods import Batch
 from longfocus.training.schedule import Schedule
-
-NO_LOSS = -100
 
 
 class Crossbatch:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from longfocus.config import FocusConfig
 from longfocus.core import dictionary_task as task
+from longfocus.core.labels import NO_LOSS
 from longfocus.training.dictionary_recipe import DictionaryRecipe
 from longfocus.training.loop import METRICS_FILE, Outcome, Progress, train
 from longfocus.training.output import open_output
@@ -211,7 +212,7 @@ def _answer(model: Any, batch: task.TaskBatch, plan: Tensor) -> StepResult:
         input_ids=batch.input_ids, labels=batch.labels, additional_contexts=plan, use_cache=False
     )
     expected = batch.labels[:, 1:]
-    asked = expected != task.IGNORED
+    asked = expected != NO_LOSS
     right = output.logits[:, :-1].detach()[asked].argmax(-1) == expected[asked]
     return StepResult(output.loss, right.float().mean().item(), batch.input_ids.numel())
 

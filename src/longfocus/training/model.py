@@ -18,8 +18,9 @@ from longfocus.config import FocusConfig
 from longfocus.errors import LongFocusError
 from longfocus.hf.attach import attach, detach
 from longfocus.hf.model import FocusMixin
-from longfocus.hf.pretrained import from_pretrained, read_config, resolve
+from longfocus.hf.pretrained import from_pretrained, read_config
 from longfocus.training.adapters import quantization
+from longfocus.training.places import place_of
 from longfocus.training.recipe import ContinueRecipe, Recipe, ScratchRecipe
 
 LONGEST_DEFAULT_WINDOW = 2048
@@ -31,7 +32,7 @@ def model_config(recipe: Recipe, vocabulary: int | None = None) -> PreTrainedCon
     if isinstance(recipe, ScratchRecipe):
         return _scratch_config(recipe, vocabulary or recipe.vocabulary)
     assert isinstance(recipe, ContinueRecipe)
-    return scale_positions(read_config(recipe.model), recipe.rope_scaling)
+    return scale_positions(read_config(place_of(recipe.model, "--model")), recipe.rope_scaling)
 
 
 def focus_config(recipe: Recipe, config: PreTrainedConfig) -> FocusConfig | None:
@@ -121,7 +122,7 @@ def _loaded(
     dtype: torch.dtype,
 ) -> PreTrainedModel:
     """The saved weights; with the memory attached if its gates are among them."""
-    place, config = resolve(recipe.model), deepcopy(config)
+    place, config = place_of(recipe.model, "--model"), deepcopy(config)
     options: dict[str, Any] = {"dtype": dtype, "config": config, **quantization(recipe)}
     saved = saved_focus(config)
     config.__dict__.pop("focus", None)

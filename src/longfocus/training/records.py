@@ -6,17 +6,23 @@ the path before each. `tables.py` has the readers of parquet files and Hugging F
 """
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from longfocus.errors import LongFocusError
-from longfocus.training.sources import LINES, Source, files_under, local_path
+from longfocus.inference.texts.folder import files_under
+from longfocus.training.sources import LINES, Source, local_path
 
 Messages = list[dict[str, Any]]
 
 EXAMPLES = 5
+NAME_THE_FIELD = (
+    "Name the field with the text or the chat messages (--text-field, or text_field= of a Source)."
+)
 
 
 class Record(NamedTuple):
@@ -35,15 +41,19 @@ class LeftOut:
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, where: str, why: str) -> None:
         self.count += 1
+        self.reasons[why] += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(f"{where} ({why})")
 
     def __str__(self) -> str:
-        more = ", ..." if self.count > len(self.examples) else ""
-        return ", ".join(self.examples) + more
+        if self.count == len(self.examples):
+            return ", ".join(self.examples)
+        most = ", ".join(f"{count} {why}" for why, count in self.reasons.most_common(EXAMPLES))
+        return ", ".join(self.examples) + f", ... (in all {most})"
 
 
 class Reader(Protocol):
@@ -68,10 +78,11 @@ class Files:
         if self.root.is_dir() and suffixes:
             found = [path for path in found if path.suffix.lower() in suffixes]
         if not found:
+            fitting = "" if source.pattern == "*" else f" that fits pattern={source.pattern!r}"
             ending = f" that ends in {' or '.join(sorted(suffixes))}" if suffixes else ""
             raise LongFocusError(
-                f"There are no documents in {source.path}: no file fits pattern={source.pattern!r}{ending}. Hidden "
-                "files are not read. Check the path and the pattern."
+                f"There are no documents in {source.path}: no file{fitting}{ending} is there.{unread(source)} Check "
+                "the path and the kind (--kind)."
             )
         self.paths = found
         self.states = [path.stat() for path in found]
@@ -94,6 +105,22 @@ class Files:
         for path, state in zip(self.paths, self.states, strict=True):
             done += state.st_size
             yield path, done
+
+
+def unread(source: Source, left_out: LeftOut | None = None) -> str:
+    """What of a source gives no document, and why: sentences to go on with, or nothing."""
+    said = f" {left_out.count} left out: {left_out}." if left_out and left_out.count else ""
+    path = local_path(source)
+    if source.kind == "dataset" or not path.is_dir():
+        return said
+    everything = [Path(here, name) for here, _, names in os.walk(path) for name in names]
+    visible = len(files_under(path))
+    counts = {
+        "hidden": sum(map(os.path.isfile, everything)) - visible,
+        "of other names": visible - len(files_under(path, source.pattern)),
+    }
+    found = [f"{count} {why}" for why, count in counts.items() if count]
+    return said + (f" Files that are not read: {', '.join(found)}." if found else "")
 
 
 class TextReader(Files):
@@ -187,14 +214,13 @@ def content_of(entry: Mapping[str, Any], name: str | None, where: str) -> str | 
         return content
     raise LongFocusError(
         f"{where}: the field {found!r} must hold a text or a list of chat messages. Got {type(content).__name__}. "
-        "Name the field that does with text_field=..."
+        f"{NAME_THE_FIELD}"
     )
 
 
 def missing_field(where: str, name: str, there: list[str]) -> LongFocusError:
     return LongFocusError(
-        f"{where} has no field {name!r}. It has {', '.join(map(repr, there)) or 'none'}. Name the field with the text "
-        "or the chat messages with text_field=..."
+        f"{where} has no field {name!r}. It has {', '.join(map(repr, there)) or 'none'}. {NAME_THE_FIELD}"
     )
 
 
@@ -217,5 +243,5 @@ def open_bytes(path: Path):  # noqa: ANN201  (BufferedReader)
         return path.open("rb")
     except OSError as error:
         raise LongFocusError(
-            f"{path} cannot be read: {error.strerror}. Check its rights, or leave it out with pattern=..."
+            f"{path} cannot be read: {error.strerror}. Check its rights, or take it out of the folder."
         ) from error

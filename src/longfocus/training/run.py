@@ -7,24 +7,25 @@ the same directory goes on where it stopped.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import distributed, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from longfocus.errors import LongFocusError
+from longfocus.errors import LongFocusError, extra
 from longfocus.hf.layers import longest_window
 from longfocus.training.adapters import with_adapters, without_adapters
 from longfocus.training.contexts import parse_contexts
 from longfocus.training.conversations import ConversationRows
 from longfocus.training.crossbatch import Crossbatch, Plain
 from longfocus.training.documents import Documents
-from longfocus.training.extras import train_extra
 from longfocus.training.methods import Method
 from longfocus.training.mixture import Order
 from longfocus.training.model import (
@@ -34,12 +35,15 @@ from longfocus.training.model import (
     recipe_window,
 )
 from longfocus.training.output import DATA_FOLDER, MODEL_FILE, open_output
+from longfocus.training.places import place_of
+from longfocus.training.ranks import Processes, first, leave, stopping_together, together
 from longfocus.training.real_memory import RealMemory
-from longfocus.training.recipe import InstructRecipe, Recipe
-from longfocus.training.recipe_tokenizer import open_tokenizer
+from longfocus.training.recipe import ContinueRecipe, InstructRecipe, Recipe
+from longfocus.training.recipe_tokenizer import open_tokenizer, tokenizer_place
 from longfocus.training.rows import Rows, document_rows
 from longfocus.training.schedule import parse_schedule
 from longfocus.training.settings import Settings, check_trackers
+from longfocus.training.sources import kind_of
 from longfocus.training.stream import open_documents
 from longfocus.training.tokenised import Report
 from longfocus.training.trainer import Ended, FocusTrainer, TrainingStep, fit
@@ -49,20 +53,9 @@ SUMMARY_FILE = "training.json"
 REAL_MEMORY_WINDOWS = 32
 DRAWN = 8
 """Plans of a mixture that are tried before training."""
-FSDP: dict[str, Any] = {
-    "fsdp": True,
-    "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"},
-}
-"""Weights, gradients and optimizer in shards, layer by layer."""
 
 
-class Processes(NamedTuple):
-    """The processes that train together, one model each (torchrun starts them)."""
-
-    rank: int
-    count: int
-
-
+@stopping_together()
 def train_recipe(
     recipe: Recipe,
     directory: Path,
@@ -73,12 +66,28 @@ def train_recipe(
     """Train by the recipe, going on where an earlier call was stopped, and save the model in `directory`.
 
     A finished directory is left as it is. Raises LongFocusError for whatever cannot be used, before training where it
-    can be known.
+    can be known. Several processes (torchrun) all stop for what one of them raises; they stay in their group, which
+    `joined` leaves.
     """
     processes = start_processes(recipe)
-    if _first(processes, lambda: open_output(directory, recipe.to_dict())):
+    together(lambda: check_places(recipe, directory))
+    if first(lambda: open_output(directory, recipe.to_dict())):
         return Ended("finished", None, 0)
-    tokenizer = _first(processes, lambda: open_tokenizer(recipe, directory, prepare))
+    tokenizer = first(lambda: open_tokenizer(recipe, directory, prepare))
+    fitting = together(lambda: _ready(recipe, directory, tokenizer, processes, prepare))
+    return fitting(
+        report=report, finish=lambda trainer: _save(trainer, recipe, tokenizer, directory)
+    )
+
+
+def _ready(
+    recipe: Recipe,
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    processes: Processes,
+    prepare: Report,
+) -> Callable[..., Ended]:
+    """`fit` with all that it needs of the recipe; what cannot work is refused before weights are loaded."""
     config = model_config(recipe, len(tokenizer))
     check_recipe(recipe, config)
     documents = _documents(recipe, directory, tokenizer, config, processes, prepare)
@@ -86,15 +95,7 @@ def train_recipe(
     settings = make_settings(recipe, config, count_steps(recipe, config, documents, processes))
     method = make_method(recipe, config)
     model = with_adapters(make_model(recipe, config), recipe)
-    return fit(
-        model,
-        rows,
-        method,
-        directory,
-        settings,
-        report=report,
-        finish=lambda trainer: _save(trainer, recipe, tokenizer, directory),
-    )
+    return partial(fit, model, rows, method, directory, settings)
 
 
 def steps_of(recipe: Recipe, directory: Path, config: PreTrainedConfig, prepare: Report) -> int:
@@ -130,10 +131,28 @@ def _documents(
 
 def start_processes(recipe: Recipe) -> Processes:
     """Join the other processes if torchrun started several."""
-    with train_extra("Training"):
+    with extra("train", "Training"):
         from accelerate import PartialState
     state = PartialState(cpu=recipe.cpu or not torch.cuda.is_available())
     return Processes(state.process_index, state.num_processes)
+
+
+@contextmanager
+def joined(recipe: Recipe) -> Iterator[Processes]:
+    """Inside, this process is one of those that torchrun started, which it leaves in the end, also after an error."""
+    try:
+        yield start_processes(recipe)
+    finally:
+        leave()
+
+
+def check_places(recipe: Recipe, directory: Path) -> None:
+    """Raise LongFocusError for data, a model or a tokenizer that are not there, before anything is fetched or made."""
+    for source in recipe.sources:
+        kind_of(source)
+    tokenizer_place(recipe, directory)
+    if isinstance(recipe, ContinueRecipe):
+        place_of(recipe.model, "--model")
 
 
 def check_recipe(recipe: Recipe, config: PreTrainedConfig) -> None:
@@ -252,16 +271,6 @@ def count_steps(
         return max(1, -(-len(documents.corpus) * recipe.epochs // per_step))
     per_step = tokens_per_step(recipe, recipe_window(recipe, config), processes.count)
     return max(1, -(-documents.corpus.tokens * recipe.epochs // per_step))
-
-
-def _first(processes: Processes, do: Callable[[], Any]) -> Any:
-    """What `do` gives, done by the first process before all others."""
-    if processes.count == 1:
-        return do()
-    from accelerate import PartialState
-
-    with PartialState().main_process_first():
-        return do()
 
 
 def _save(

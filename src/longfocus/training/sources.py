@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from longfocus.errors import LongFocusError
+from longfocus.inference.texts.folder import files_under
 
 Kind = Literal["text", "code", "jsonl", "parquet", "dataset"]
 
@@ -96,7 +97,8 @@ def check_mixture(sources: Sequence[Source]) -> None:
     labels = [source.label for source in sources]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise LongFocusError(
-            f"Sources must have different names. Got {', '.join(map(repr, twice))} more than once. Give name=..."
+            f"Sources must have different names. Got {', '.join(map(repr, twice))} more than once. Give each path "
+            "once, or each Source a name=..."
         )
     without = [source.label for source in sources if source.weight is None]
     if 0 < len(without) < len(sources):
@@ -113,30 +115,14 @@ def kind_of(source: Source) -> Kind:
         return "dataset"
     if not path.exists():
         raise LongFocusError(
-            f"There is no file or folder {source.path}. A source is a path that exists, or with kind='dataset' the "
-            "name of a Hugging Face dataset. Check the path, or give the kind."
+            f"There is no file or folder {source.path}. Data are a path that exists, or with the kind 'dataset' the "
+            "name of a Hugging Face dataset. Check the path, or give the kind (--kind, or kind= of a Source)."
         )
     return source.kind or (_kind_of_file(path) if path.is_file() else _kind_of_folder(source, path))
 
 
 def local_path(source: Source) -> Path:
     return Path(source.path).expanduser()
-
-
-def files_under(path: Path, pattern: str) -> list[Path]:
-    """The file itself, or the folder's files in the order of their relative paths; hidden ones are left out."""
-    if path.is_file():
-        return [path]
-    found = [
-        (inner.as_posix(), file)
-        for file in path.rglob(pattern)
-        if not _is_hidden(inner := file.relative_to(path)) and file.is_file()
-    ]
-    return [file for _, file in sorted(found)]
-
-
-def _is_hidden(inner: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in inner.parts)
 
 
 def _kind_of_file(path: Path) -> Kind:
@@ -155,8 +141,8 @@ def _kind_of_folder(source: Source, path: Path) -> Kind:
     has_lines, has_parquet = not LINES.isdisjoint(suffixes), ".parquet" in suffixes
     if has_lines and has_parquet:
         raise LongFocusError(
-            f"{source.path} holds both .jsonl and .parquet files, and one source has one kind. Give kind='jsonl' or "
-            "kind='parquet'."
+            f"{source.path} holds both .jsonl and .parquet files, and one source has one kind. Give it, jsonl or "
+            "parquet (--kind, or kind= of a Source)."
         )
     if has_lines or has_parquet:
         return "jsonl" if has_lines else "parquet"

@@ -47,7 +47,8 @@ class Stream:
         check_order(seed, epochs)
         if len(sources) > 1 and sources[0].weight is None:
             raise LongFocusError(
-                "Streamed sources have no known sizes to mix them by. Got no weights. Give weight=... for each source."
+                "Streamed sources have no known sizes to mix them by. Got no weights. Give one for each (--weights, or "
+                "weight= of a Source)."
             )
         if buffer_documents < 1:
             raise LongFocusError(

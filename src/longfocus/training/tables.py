@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from longfocus.errors import LongFocusError
-from longfocus.training.extras import train_extra
+from longfocus.errors import LongFocusError, extra
 from longfocus.training.records import Files, LeftOut, Record, content_of, missing_field
 from longfocus.training.sources import Source, is_saved_dataset, local_path
 
@@ -19,7 +18,7 @@ class ParquetReader(Files):
         self._field = source.text_field
 
     def records(self, left_out: LeftOut) -> Iterator[Record]:
-        with train_extra("Reading parquet files"):
+        with extra("train", "Reading parquet files"):
             import pyarrow
             from pyarrow import parquet
         before = 0
@@ -28,7 +27,7 @@ class ParquetReader(Files):
                 file = parquet.ParquetFile(path)
             except (OSError, pyarrow.ArrowInvalid) as error:
                 raise LongFocusError(
-                    f"{path} is no parquet file that can be read: {error}. Repair it, or leave it out with pattern=..."
+                    f"{path} is no parquet file that can be read: {error}. Repair it, or take it out of the folder."
                 ) from error
             columns = [column_of(file.schema_arrow.names, self._field, str(path))]
             rows = max(file.metadata.num_rows, 1)
@@ -80,7 +79,7 @@ def column_of(names: list[str], name: str | None, where: str) -> str:
 
 def _load(source: Source) -> Any:
     """A Dataset, or an IterableDataset for a streamed one."""
-    with train_extra("Reading a dataset"):
+    with extra("train", "Reading a dataset"):
         import datasets
 
     path = local_path(source)
@@ -105,7 +104,7 @@ def _split_of(saved: Any, source: Source) -> Any:
         return saved
     if source.split not in saved:
         raise LongFocusError(
-            f"The dataset {source.path} has no split {source.split!r}. It has {', '.join(map(repr, saved))}. Give "
-            "split=..."
+            f"The dataset {source.path} has no split {source.split!r}. It has {', '.join(map(repr, saved))}. Save "
+            "one of them by itself, or give split= of a Source."
         )
     return saved[source.split]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from longfocus.errors import extra
 from longfocus.training.chat import Encoded
-from longfocus.training.extras import train_extra
 
 BATCH_TOKENS = 2**20
 
@@ -94,7 +94,7 @@ def _list(column: tuple[np.ndarray, np.ndarray], place: int) -> np.ndarray:
 
 
 def _pyarrow() -> Any:
-    with train_extra("Keeping tokens on disk"):
+    with extra("train", "Keeping tokens on disk"):
         import pyarrow
         import pyarrow.ipc
     return pyarrow

@@ -25,7 +25,7 @@ from longfocus.training.chat import Encoded
 from longfocus.training.documents import Document
 from longfocus.training.encode import Encoder
 from longfocus.training.readers import open_reader
-from longfocus.training.records import LeftOut, Reader
+from longfocus.training.records import LeftOut, Reader, unread
 from longfocus.training.sources import Source, check_mixture, kind_of
 from longfocus.training.token_file import TokenFile, write_tokens
 
@@ -51,7 +51,7 @@ class Part:
             raise LongFocusError(
                 f"All {len(self._file.lengths)} documents of {source.path} are shorter than "
                 f"min_tokens={source.min_tokens}; the longest has {self._file.lengths.max()} tokens. Lower "
-                "min_tokens, or leave the source out."
+                "it (--min-tokens, or min_tokens= of a Source), or leave the source out."
             )
         self.lengths = self._file.lengths[self._kept]
         """Tokens of every document."""
@@ -210,8 +210,7 @@ class _Work:
 
 def no_documents(source: Source, left_out: LeftOut) -> str:
     """What is wrong with a source that gives nothing to train on."""
-    why = f" {left_out.count} left out: {left_out}." if left_out.count else ""
     return (
-        f"There are no documents in {source.path}.{why} Training needs texts. Check the path, the kind and the "
-        "field."
+        f"There are no documents in {source.path}.{unread(source, left_out)} Training needs texts. Check the path, the "
+        "kind (--kind) and the field (--text-field)."
     )

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from longfocus.core.labels import NO_LOSS
 from longfocus.errors import LongFocusError
 from longfocus.training import checkpoints
 from longfocus.training.conversations import ConversationRows
-from longfocus.training.crossbatch import NO_LOSS, Crossbatch
+from longfocus.training.crossbatch import Crossbatch
 from longfocus.training.methods import Batch, Method
+from longfocus.training.ranks import meet, together
 from longfocus.training.rows import Rows
 from longfocus.training.settings import Settings, training_arguments
 from longfocus.training.signals import stop_signals
@@ -79,23 +81,27 @@ def fit(
     loss is no number or a file cannot be written; the last good checkpoint stays. `finish` is called on every process
     after the last step.
     """
-    trainer = FocusTrainer(model, RowBatches(rows), method, directory, settings, report)
-    ranks = trainer.args.world_size
-    checkpoint = checkpoints.latest(directory, ranks)
-    trainer.begin(checkpoint)
+
+    def ready() -> tuple[FocusTrainer, Path | None]:
+        trainer = FocusTrainer(model, RowBatches(rows), method, directory, settings, report)
+        checkpoint = checkpoints.latest(directory, trainer.args.world_size)
+        trainer.begin(checkpoint)
+        return trainer, checkpoint
+
+    trainer, checkpoint = together(ready)
     with stop_signals() as stopped:
         trainer.stopped = stopped
         try:
             trainer.go_on(checkpoint)
             finished = trainer.state.global_step >= settings.max_steps
             if finished:
-                finish(trainer)
+                together(lambda: finish(trainer))
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _is_writing_error(error):
                 raise
-            raise LongFocusError(_cannot_write(directory, ranks, error)) from error
-        number = stopped()
-    return Ended("finished" if finished else "interrupted", number, trainer.state.global_step)
+            raise trainer.cannot_write(error) from error
+        ending = "finished" if finished else "interrupted"
+        return Ended(ending, stopped(), trainer.state.global_step)
 
 
 class RowBatches(IterableDataset):
@@ -177,7 +183,7 @@ class FocusTrainer(Trainer):
         self._tokens += int((inputs["documents"] >= 0).sum())
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not bool(torch.isfinite(self.accelerator.gather(loss)).all()):
-            raise LongFocusError(self._not_a_number(inputs, loss))
+            meet(None if bool(torch.isfinite(loss)) else self._not_a_number(inputs, loss))
         return loss
 
     def compute_loss(
@@ -199,10 +205,11 @@ class FocusTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            self._note(logs)
+            mass = self._note(logs).positive_mass
+            logs = logs | {f"r_d/{layer}": share for layer, share in mass.items()}
         super().log(logs, start_time)
 
-    def _note(self, logs: dict[str, float]) -> None:
+    def _note(self, logs: dict[str, float]) -> TrainingStep:
         """Write and report the step that was just made."""
         step, now = self.state.global_step, time.monotonic()
         tokens = torch.tensor([self._tokens], device=self.args.device)
@@ -226,15 +233,29 @@ class FocusTrainer(Trainer):
             with (self.directory / METRICS_FILE).open("a") as file:
                 file.write(json.dumps(noted._asdict()) + "\n")
             self.report(noted)
+        return noted
 
-    def _not_a_number(self, inputs: dict[str, Any], loss: Tensor) -> str:
+    def _not_a_number(self, inputs: dict[str, Any], loss: Tensor) -> LongFocusError:
         numbers = sorted(set(inputs["documents"].flatten().tolist()) - {-1})
+        return self.failed(
+            f"loss is {loss.item()}",
+            f"Its documents, of process {self.args.process_index}, are number {numbers[:8]}"
+            f"{'...' if len(numbers) > 8 else ''}. Lower the learning rate, or look at them.",
+        )
+
+    def failed(self, what: str, advice: str) -> LongFocusError:
         last = checkpoints.latest(self.directory, self.args.world_size)
-        return (
-            f"Training failed: the loss is {loss.item()} in step {self.state.global_step + 1}, on a batch with "
-            f"documents number {numbers[:8]}{'...' if len(numbers) > 8 else ''} of this process. The weights were not "
-            f"changed by it; the last good checkpoint is {last or 'none'}. Lower the learning rate, or look at these "
-            "documents."
+        return LongFocusError(
+            f"Training failed: the {what} in step {self.state.global_step + 1}. The weights were not changed by it; "
+            f"the last good checkpoint is {last or 'none'}. {advice}"
+        )
+
+    def cannot_write(self, error: Exception) -> LongFocusError:
+        last = checkpoints.latest(self.directory, self.args.world_size)
+        return LongFocusError(
+            f"Training stopped because a file could not be written: {error}. The last good checkpoint is "
+            f"{last or 'none'}. Make room on the disk of {self.directory}, or check its rights; the same command "
+            "goes on."
         )
 
 
@@ -249,15 +270,11 @@ class _Watch(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # a loss can be a number where its gradient is none
-        gradients = [
-            weight.grad for weight in kwargs["model"].parameters() if weight.grad is not None
-        ]
+        weights = kwargs["model"].parameters()
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         if not bool(torch.isfinite(nn.utils.get_total_norm(gradients))):
-            last = checkpoints.latest(self.trainer.directory, args.world_size)
-            raise LongFocusError(
-                f"Training failed: the gradient is not finite in step {state.global_step + 1}. The weights were not "
-                f"changed by it; the last good checkpoint is {last or 'none'}. Lower the learning rate."
-            )
+            # the same on every process: a mean over all of them
+            meet(self.trainer.failed("gradient is not finite", "Lower the learning rate."))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # one process may have been told and another not yet
@@ -268,16 +285,12 @@ class _Watch(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        trainer.accelerator.wait_for_everyone()
-        checkpoints.save_rank(
-            folder,
-            args.process_index,
-            args.world_size,
-            {
-                "rows": json.dumps(trainer.batches.rows.state_dict()),
-                "method": trainer.method.state_dict(),
-            },
-        )
+        own = {
+            "rows": json.dumps(trainer.batches.rows.state_dict()),
+            "method": trainer.method.state_dict(),
+        }
+        meet()
+        together(lambda: checkpoints.save_rank(folder, args.process_index, args.world_size, own))
 
 
 def _is_writing_error(error: Exception) -> bool:
@@ -285,11 +298,3 @@ def _is_writing_error(error: Exception) -> bool:
         return error.errno in WRITING_ERRORS
     # torch reports a full disk as a RuntimeError of its writer
     return isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error)
-
-
-def _cannot_write(directory: Path, ranks: int, error: Exception) -> str:
-    last = checkpoints.latest(directory, ranks)
-    return (
-        f"Training stopped because a file could not be written: {error}. The last good checkpoint is "
-        f"{last or 'none'}. Make room on the disk of {directory}, or check its rights; the same command goes on."
-    )

@@ -1,0 +1,146 @@
+"""The options by which `read`, `ask`, `chat` and `inspect` find a model, and what they share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longfocus.config import Positions, Search
+from longfocus.errors import LongFocusError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from longfocus.inference.session import Session
+    from longfocus.memory.document import DocumentMemory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and with which memory."""
+
+    model: str
+    """A folder, a hub id, or the name of a shipped model ("code")."""
+    memory_layers: tuple[int, ...] = ()
+    """Layers that get a memory, for a model that was saved without one."""
+    window: int | None = None
+    """Tokens of a window, for a model that was saved without memory."""
+    positions: Positions = "window_start"
+    """Rotary encoding in memory layers, for a model that was saved without memory."""
+    dtype: str = "auto"
+    """Number type of the weights, such as bfloat16; auto: that of the checkpoint."""
+    device: str | None = None
+    """Such as cuda; the default is the first GPU if there is one, else the CPU."""
+    window_prefix: str | None = None
+    """bos: begin every window that is read with the tokenizer's BOS token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentOptions:
+    """What the model has in memory."""
+
+    library: Path | None = None
+    """A library that `longfocus read` made."""
+    select: tuple[str, ...] = ()
+    """Names or patterns of its documents; the default is all of them."""
+    metadata: tuple[str, ...] = ()
+    """Only documents with these entries, each KEY=PATTERN."""
+    documents: tuple[Path, ...] = ()
+    """Document files, of no library or of several."""
+    read: tuple[Path, ...] = ()
+    """Texts, folders, PDF or HTML files to read now."""
+    search: Search | None = None
+    """dense, or exact for the best --top-k; the default is the model's."""
+    top_k: int | None = None
+    """Memory keys per query and head under --search exact."""
+
+
+def load(options: ModelOptions) -> tuple[Any, Any]:
+    """The model with its memory, and its tokenizer. Raises LongFocusError if it has none and none is asked for."""
+    import torch
+    from transformers import AutoModelForCausalLM, logging
+
+    import longfocus
+    from longfocus.hf.pretrained import read_config, resolve
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    refuse_missing_folder(options.model)
+    config = read_config(resolve(options.model))
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if getattr(config, "focus", None):
+        if options.memory_layers or options.window:
+            raise LongFocusError(
+                f"{options.model} was saved with a memory of its own. Leave out --memory-layers and --window."
+            )
+        model: Any = longfocus.from_pretrained(options.model, dtype=options.dtype)
+    elif not options.memory_layers or options.window is None:
+        raise LongFocusError(
+            f"{options.model} was saved without a memory. Give --memory-layers and --window to attach one, such as "
+            "--memory-layers 8 16 24 --window 2048, or train one: longfocus train continue --help."
+        )
+    else:
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype)
+        focus = longfocus.FocusConfig(
+            memory_layers=options.memory_layers, window=options.window, positions=options.positions
+        )
+        longfocus.attach(model.eval(), focus)
+    return model.to(device), longfocus.tokenizer(options.model)
+
+
+def refuse_missing_folder(model: str) -> None:
+    """A path that is not there would be looked for on the hub, for long."""
+    looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_like_path and not Path(model).exists():
+        raise LongFocusError(
+            f"There is no folder {model}. Give the folder of a model, a hub id (OWNER/NAME), or a shipped model: "
+            "code, dictionary."
+        )
+
+
+def open_session(
+    model_options: ModelOptions, options: DocumentOptions, *, system: str | None = None
+) -> "Session":
+    """A session with the chosen documents, reading what is to be read."""
+    from longfocus.inference.session import Session
+
+    chosen = list(chosen_documents(options))
+    model, tokenizer = load(model_options)
+    session = Session(
+        model,
+        tokenizer,
+        documents=chosen,
+        window_prefix=model_options.window_prefix or (),
+        search=options.search,
+        top_k=options.top_k,
+        system=system,
+    )
+    for path in options.read:
+        session.read(path)
+    return session
+
+
+def chosen_documents(options: DocumentOptions) -> "Iterable[DocumentMemory]":
+    from longfocus.memory.document import DocumentMemory
+    from longfocus.memory.library import Library
+
+    if options.library is None:
+        if options.select or options.metadata:
+            raise LongFocusError("--select and --metadata choose from a library. Give --library.")
+    else:
+        if not options.library.is_dir():
+            raise LongFocusError(
+                f"There is no library {options.library}. Make one: longfocus read FILES... --library "
+                f"{options.library} --model ..."
+            )
+        yield from Library(options.library).select(*options.select, **entries(options.metadata))
+    for path in options.documents:
+        yield DocumentMemory.load(path)
+
+
+def entries(given: tuple[str, ...]) -> dict[str, str]:
+    """KEY=VALUE words as a mapping."""
+    if wrong := [word for word in given if not word.partition("=")[0] or "=" not in word]:
+        raise LongFocusError(
+            f"--metadata takes KEY=VALUE. Got {wrong[0]!r}. Such as --metadata language=en."
+        )
+    return dict(word.split("=", 1) for word in given)

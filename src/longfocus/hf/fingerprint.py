@@ -1,0 +1,178 @@
+"""Which model and which tokenizer a document was read with, in a few hashes.
+
+Equal fingerprints mean that equal text gives equal keys and values, up to rounding. What lies behind the last memory
+layer cannot matter and is left out, so that a model whose upper layers were trained further can use its old documents.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longfocus.hf.layers import attention_modules
+from longfocus.memory.header import canonical
+
+if TYPE_CHECKING:
+    from longfocus.hf.attachment import Attachment
+
+_DIGITS = 32
+# What architectures call the norm between the last layer and the output.
+_LAST_NORMS = ("norm", "final_layer_norm")
+# Values of every weight that are looked at to find out whether it changed.
+_SAMPLED = 8
+# Entries of a configuration that say nothing about what a layer computes.
+_IRRELEVANT = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "dtype",
+    "eos_token_id",
+    "focus",
+    "id2label",
+    "is_decoder",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "tie_word_embeddings",
+    "transformers_version",
+    "use_cache",
+}
+
+
+def model_fingerprint(model: Any, *, every_layer: bool = False) -> dict[str, str]:
+    """What shapes the memory of an attached model: architecture, settings, weights, number type.
+
+    The weights up to the last memory layer (`every_layer`: all of them, which shape the windows too) are hashed once,
+    and again when they have changed.
+    """
+    attachment: Attachment = model.focus
+    behind = () if every_layer else _behind(model, max(attachment.rotaries))
+    weights, adapters = dict(_weights(model, behind)), _adapters(model, behind)
+    state = (adapters, *map(_state, weights.values()))
+    known = attachment.fingerprints.get(every_layer)
+    if known is None or known[0] != state:
+        made = _fingerprint(model, weights, adapters)
+        known = attachment.fingerprints[every_layer] = (state, made)
+    return known[1]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """A hash of how a tokenizer cuts texts; None for none."""
+    if tokenizer is None:
+        return None
+    state, known = _TOKENIZERS.get(tokenizer, (None, None))
+    if state != len(tokenizer):
+        known = _cutting(tokenizer)
+        _TOKENIZERS[tokenizer] = (len(tokenizer), known)
+    return known
+
+
+def _cutting(tokenizer: PreTrainedTokenizerBase) -> str:
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is not None:
+        # padding and truncation are set from call to call
+        rules = {
+            name: rule
+            for name, rule in json.loads(fast.to_str()).items()
+            if name not in ("padding", "truncation")
+        }
+    else:
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return _hash(canonical(rules).encode())
+
+
+# A large vocabulary takes a while to hash; adding tokens changes its length.
+_TOKENIZERS: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+
+
+def _fingerprint(
+    model: PreTrainedModel, weights: dict[str, Tensor], adapters: tuple[str, ...]
+) -> dict[str, str]:
+    settings = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if name not in _IRRELEVANT and not name.startswith("_")
+    }
+    # quantized weights are buffers; those that are not saved, such as rotary frequencies, follow from the settings
+    unsaved = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+    saved = {name: weight for name, weight in weights.items() if name not in unsaved}
+    with ThreadPoolExecutor() as pool:
+        hashes = dict(zip(saved, pool.map(_hash_weight, saved.values()), strict=True))
+    return {
+        "architecture": str(model.config.model_type),
+        "settings": _hash(json.dumps(settings, sort_keys=True, default=str).encode()),
+        "weights": _hash(canonical([hashes, *adapters]).encode()),
+        "number_type": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def _behind(model: PreTrainedModel, last_layer: int) -> tuple[str, ...]:
+    """How the names of modules begin that work behind a layer: those of later layers, and the norm behind all."""
+    modules = {id(module): name for name, module in model.named_modules()}
+    # the layers that hold the attention modules
+    layers = {
+        number: modules[id(attention)].rpartition(".")[0]
+        for number, attention in attention_modules(model).items()
+    }
+    trunk = layers[last_layer].rpartition(".")[0].rpartition(".")[0]
+    later = [name for number, name in layers.items() if number > last_layer]
+    return tuple(f"{name}." for name in (*(f"{trunk}.{norm}" for norm in _LAST_NORMS), *later))
+
+
+def _weights(model: PreTrainedModel, behind: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    """All weights and buffers but those behind the memory and of the output."""
+    output = model.get_output_embeddings()
+    outputs = {id(weight) for weight in output.parameters()} if output is not None else set()
+    outputs -= {id(weight) for weight in model.get_input_embeddings().parameters()}
+    for name, weight in chain(model.named_parameters(), model.named_buffers()):
+        if not name.startswith(behind) and id(weight) not in outputs:
+            yield name, weight
+
+
+def _adapters(model: PreTrainedModel, behind: tuple[str, ...]) -> tuple[str, ...]:
+    """Which adapters of peft are at work where, and how strongly: several may lie beside the same weights."""
+    found = []
+    for name, module in model.named_modules():
+        # peft may not be installed; other modules have no such list
+        active = getattr(module, "active_adapters", None)
+        if isinstance(active, list) and not module.disable_adapters and not name.startswith(behind):
+            # kinds of adapters without a scale have no such table
+            found.append(f"{name} {active} {getattr(module, 'scaling', None)}")
+    return tuple(found)
+
+
+def _state(weight: Tensor) -> tuple[object, ...]:
+    """Changes when the weight does; some values, because what is written through `.data` counts as no new version."""
+    if weight.is_meta:
+        return ()
+    flat = weight.detach().flatten()
+    values = flat[:: max(1, len(flat) // _SAMPLED)].tolist()
+    return weight.data_ptr(), -1 if weight.is_inference() else weight._version, *values
+
+
+def _hash_weight(weight: Tensor) -> str:
+    kind = f"{weight.dtype} {tuple(weight.shape)} "
+    if weight.is_meta:
+        # offloaded by accelerate; what is not here cannot be told apart
+        return _hash(kind.encode())
+    found = sha256(kind.encode())
+    for rows in weight.detach().flatten().split(2**24):
+        found.update(rows.contiguous().view(torch.uint8).cpu().numpy().data)
+    return found.hexdigest()[:_DIGITS]
+
+
+def _hash(data: bytes) -> str:
+    return sha256(data).hexdigest()[:_DIGITS]

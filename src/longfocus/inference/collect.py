@@ -1,0 +1,113 @@
+"""Reading into a library: what is there unchanged is skipped, and what was interrupted goes on.
+
+for each source     hash of its text = that in the library, same model and settings?   -> unchanged
+                    else read it; every finished step is kept in a journal (.NAME.reading) in the library's folder
+                    then one new file, and the journal goes
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from longfocus.errors import LongFocusError
+from longfocus.hf.model import FocusMixin
+from longfocus.inference.journal import Journal
+from longfocus.inference.reader import Progress, Reading
+from longfocus.inference.source import Source, content_hash
+from longfocus.memory.document import DocumentMemory
+from longfocus.memory.header import canonical
+from longfocus.memory.library import Library
+
+
+class Collected(NamedTuple):
+    """What became of a source."""
+
+    document: DocumentMemory
+    outcome: Literal["read", "read again", "unchanged"]
+
+
+def read_into(
+    library: Library,
+    model: FocusMixin,
+    tokenizer: PreTrainedTokenizerBase | None,
+    source: Source,
+    name: str | None = None,
+    *,
+    window_prefix: tuple[int, ...] = (),
+    memory_dtype: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Collected:
+    """Read one source into the library, under its own name or the given one.
+
+    A document of that name that was read from another text, or with another model, is replaced when the new one is
+    complete; one that cannot be opened, too. Killed at any moment, the same call goes on behind the last finished step.
+    `memory_dtype` is that of the file, None the model's. Raises LongFocusError for an unreadable source, for a name
+    that no file can have, or a file that cannot be written.
+    """
+    reading = Reading(model, tokenizer, source, name, window_prefix, metadata=metadata)
+    # a name that cannot be written is refused now, not behind hours of reading
+    library.path_of(reading.name)
+    is_there = reading.name in library
+    checksum = content_hash(source)
+    path = _journal_path(library.folder, reading.name)
+    if (known := _unchanged(library, reading, checksum, memory_dtype)) is not None:
+        _remove(path)
+        return Collected(known, "unchanged")
+    settings = [reading.layers, reading.dtype, asdict(reading.read_with)]
+    journal = Journal(path, _hash(canonical([checksum, reading.name, *settings])))
+    try:
+        document = reading.run(progress, journal)
+        document = document if memory_dtype is None else document.to(memory_dtype)
+        kept = library.add(document, replaces=True)
+    except BaseException:
+        journal.close()
+        raise
+    journal.close(remove=True)
+    return Collected(kept, "read again" if is_there else "read")
+
+
+def _unchanged(
+    library: Library, reading: Reading, checksum: str, memory_dtype: str | None
+) -> DocumentMemory | None:
+    """The document of that name, if reading would make the same again."""
+    # one that cannot be opened is read again, as its error says
+    with suppress(LongFocusError):
+        known = library.open(reading.name)
+        if _is_same(known, reading, checksum, memory_dtype):
+            return known
+    return None
+
+
+def _is_same(
+    known: DocumentMemory, reading: Reading, checksum: str, memory_dtype: str | None
+) -> bool:
+    described = known.description
+    return (
+        (described.source_sha256 or content_hash(known.token_ids)) == checksum
+        and described.read_with == reading.read_with
+        and list(described.memory_layers) == reading.layers
+        and described.metadata == reading.metadata
+        and described.dtype == (memory_dtype or reading.dtype)
+    )
+
+
+def _journal_path(folder: Path, name: str) -> Path:
+    return folder / f".{_hash(name)[:16]}.reading"
+
+
+def _remove(path: Path) -> None:
+    """Remove a journal that nobody needs: whoever wrote it was killed behind the last step."""
+    # unless another process is reading another source of that name
+    with suppress(LongFocusError):
+        if path.exists():
+            Journal(path, "").close(remove=True)
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()

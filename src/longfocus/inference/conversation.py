@@ -1,0 +1,28 @@
+"""A conversation: what was said, as messages and as tokens, and the model's memory of it."""
+
+from dataclasses import dataclass, replace
+
+from longfocus.hf.cache import FocusCache
+from longfocus.inference.prompts import Message
+
+
+@dataclass(frozen=True, eq=False)
+class Conversation:
+    """One state of a conversation. It is never changed: every turn makes a new one, which shares all that is earlier.
+
+    `ids` are all tokens so far. The last one of an answer was generated and not yet read, so that `cache` may hold one
+    token less.
+    """
+
+    cache: FocusCache
+    ids: tuple[int, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+    def begin_turn(self) -> FocusCache:
+        """A cache to write to, that goes on from here."""
+        return self.cache.fork()
+
+    def ended(
+        self, cache: FocusCache, ids: tuple[int, ...], messages: tuple[Message, ...]
+    ) -> "Conversation":
+        return replace(self, cache=cache, ids=ids, messages=(*self.messages, *messages))

@@ -1,0 +1,140 @@
+"""Sessions as files: they go on bit for bit, and are refused where they could not."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from small import TEXT, byte_tokenizer, small_model
+from talking import SAID, chatting, every_memory, every_positions, talk
+
+import longfocus
+from longfocus import LongFocusError, Session
+from longfocus.memory.tensor_file import TensorFile, write_tensors
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@every_positions
+@every_memory
+def test_a_saved_session_goes_on_bit_for_bit(
+    layers: tuple[int, ...], positions: str, dtype: str | None, tmp_path: Path
+) -> None:
+    own = chatting(layers, positions=positions, memory_dtype=dtype)
+    talk(own, SAID[:3])
+    own.save(tmp_path / "s.session")
+    loaded = Session.load(tmp_path / "s.session", own.model, own.tokenizer)
+    assert loaded.messages == own.messages
+    assert [d.hash for d in loaded.documents] == [d.hash for d in own.documents]
+    assert talk(loaded, SAID[3:] + SAID) == talk(own, SAID[3:] + SAID)
+    loaded.save(tmp_path / "again.session")
+    own.save(tmp_path / "s.session")
+    one, other = (TensorFile(tmp_path / name) for name in ("again.session", "s.session"))
+    assert one.header.checksum == other.header.checksum
+
+
+def test_a_session_that_said_nothing_can_be_saved(tmp_path: Path) -> None:
+    own = chatting()
+    own.save(tmp_path / "s")
+    assert talk(Session.load(tmp_path / "s", own.model, own.tokenizer)) == talk(own)
+
+
+def test_settings_of_a_session_are_saved_with_it(tmp_path: Path) -> None:
+    made = Session(
+        small_model((0, 2)),
+        byte_tokenizer(chat=True),
+        window_prefix="bos",
+        search="exact",
+        top_k=5,
+        system="Be brief.",
+    )
+    made.read(TEXT)
+    talk(made, SAID[:1])
+    made.save(tmp_path / "s")
+    loaded = Session.load(tmp_path / "s", made.model, made.tokenizer)
+    assert loaded.window_prefix == (1,)
+    assert loaded.cache().config == made.cache().config
+    assert talk(loaded, SAID[1:]) == talk(made, SAID[1:])
+    assert loaded.ask("Who?", 5) == made.ask("Who?", 5)
+
+
+def test_documents_are_found_where_they_were_or_among_those_given(tmp_path: Path) -> None:
+    own = chatting()
+    talk(own, SAID[:1])
+    (tmp_path / "a").mkdir()
+    own.save(tmp_path / "a" / "s")
+    # the folder moves as a whole
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    loaded = Session.load(tmp_path / "b" / "s", own.model, own.tokenizer)
+    assert loaded.documents[0].path.is_relative_to(tmp_path / "b")
+    library = longfocus.Library(tmp_path / "elsewhere")
+    library.add(own.documents[0].renamed("another name"))
+    library.add(loaded.documents[0].renamed("told"))
+    shutil.rmtree(tmp_path / "b" / "s.documents")
+    with pytest.raises(
+        LongFocusError, match=r"needs the document 'told'.*no longer at.*documents="
+    ):
+        Session.load(tmp_path / "b" / "s", own.model, own.tokenizer)
+    found = Session.load(tmp_path / "b" / "s", own.model, own.tokenizer, documents=library)
+    assert [document.name for document in found.documents] == ["told"]
+
+
+def test_a_session_keeps_documents_whose_files_are_gone(tmp_path: Path) -> None:
+    library = longfocus.Library(tmp_path / "library")
+    own = Session(small_model((0, 2)), byte_tokenizer(chat=True))
+    own.documents = [library.add(own.read(TEXT, "told"))]
+    expected = talk(own.fork(), SAID[:2])
+    library.remove("told")
+    own.save(tmp_path / "s")
+    library.add(own.read("another text", "told"))
+    loaded = Session.load(tmp_path / "s", own.model, own.tokenizer)
+    assert talk(loaded, SAID[:2]) == expected
+
+
+def test_a_document_that_was_changed_is_refused(tmp_path: Path) -> None:
+    own = chatting()
+    own.save(tmp_path / "s")
+    other = chatting().read("another text", "told")
+    other.save(own.documents[0].path)
+    with pytest.raises(LongFocusError, match="has changed since"):
+        Session.load(tmp_path / "s", own.model, own.tokenizer)
+
+
+def test_a_session_of_another_model_or_tokenizer_is_refused(tmp_path: Path) -> None:
+    own = chatting()
+    talk(own, SAID[:1])
+    own.save(tmp_path / "s")
+    with pytest.raises(LongFocusError, match="other settings of the memory: memory_layers"):
+        Session.load(tmp_path / "s", small_model((1,)), own.tokenizer)
+    with pytest.raises(LongFocusError, match="window, last_context_length"):
+        Session.load(tmp_path / "s", small_model((0, 2), window=32, last_context_length=9))
+    other = small_model.__wrapped__((0, 2))
+    with torch.no_grad():
+        # behind the last memory layer: documents could be used, a conversation's windows not
+        other.model.norm.weight.mul_(1.5)
+    with pytest.raises(LongFocusError, match="another model"):
+        Session.load(tmp_path / "s", other, own.tokenizer)
+    grown = byte_tokenizer.__wrapped__(chat=True)
+    grown.add_tokens(["owl"])
+    with pytest.raises(LongFocusError, match="another tokenizer"):
+        Session.load(tmp_path / "s", own.model, grown)
+
+
+def test_a_file_that_is_no_session_is_refused(tmp_path: Path) -> None:
+    own = chatting()
+    own.documents[0].save(tmp_path / "document")
+    with pytest.raises(LongFocusError, match="not a longfocus session"):
+        Session.load(tmp_path / "document", own.model, own.tokenizer)
+    own.save(tmp_path / "s")
+    metadata = dict(TensorFile(tmp_path / "s").header.metadata)
+    ids = torch.zeros(1, dtype=torch.int32)
+    write_tensors(tmp_path / "newer", {"ids": ids}, {**metadata, "version": 9})
+    with pytest.raises(LongFocusError, match=r"version 9.*newer LongFocus"):
+        Session.load(tmp_path / "newer", own.model, own.tokenizer)
+    write_tensors(tmp_path / "odd", {"ids": ids}, {**metadata, "cache": {"length": 3}})
+    with pytest.raises(LongFocusError, match="makes no sense"):
+        Session.load(tmp_path / "odd", own.model, own.tokenizer)
+    data = bytearray((tmp_path / "s").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "s").write_bytes(data)
+    with pytest.raises(LongFocusError):
+        Session.load(tmp_path / "s", own.model, own.tokenizer)
