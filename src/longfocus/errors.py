@@ -11,6 +11,10 @@ class LongFocusError(ValueError):
     """Something that the user gave cannot be used; the message says why and what to do."""
 
 
+class NewerFormat(LongFocusError):
+    """A file that a newer LongFocus wrote: it is whole, and must not be replaced as if it were damaged."""
+
+
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
     """Around the import of a package of an extra: says what needs it and how it is installed."""

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from small import TEXT, WINDOW, byte_tokenizer, small_model
 
 from longfocus import Session
+from small import TEXT, WINDOW, byte_tokenizer, small_model
 
 LONG = 3 * WINDOW
 SAID = ["Who has it?", "The owl, or the eleven others?", "!", "And now something longer. " * 3]

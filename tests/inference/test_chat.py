@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from small import KEPT, WINDOW, byte_tokenizer, ids_of, session, small_model
 from talking import LONG, SAID, chatting, every_memory, every_positions, talk
+from transformers import GenerationConfig
 
 import longfocus
 from longfocus import LongFocusError, Session
 from longfocus.inference.conversation import Conversation
+from small import KEPT, WINDOW, byte_tokenizer, ids_of, session, small_model
 
 
 def pointers(own: Session) -> set[int]:
@@ -178,6 +179,11 @@ def test_what_a_conversation_cannot_do_is_refused() -> None:
         own.chat("Who?", 3, num_beams=2)
     with pytest.raises(LongFocusError, match=r"Session\.generate"):
         own.chat("Who?", 3, num_return_sequences=2)
+    beams = GenerationConfig(num_beams=2, pad_token_id=0)
+    with pytest.raises(LongFocusError, match="num_beams"):
+        own.chat("Who?", 3, generation_config=beams)
+    with pytest.raises(LongFocusError, match="return_dict"):
+        own.ask("Who?", 3, generation_config=GenerationConfig(return_dict_in_generate=True))
     with pytest.raises(LongFocusError, match="at least one token"):
         own.chat("", 3)
     own.chat("Who?", 3)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from pdfs import pdf
-from small import byte_tokenizer, session
 
 from longfocus import LongFocusError
 from longfocus.inference import source
@@ -15,6 +14,7 @@ from longfocus.inference.texts import folder, folder_text
 from longfocus.memory.parts import SourcePart
 from longfocus.training.records import CodeReader, LeftOut
 from longfocus.training.sources import Source
+from small import byte_tokenizer, session
 
 FILES: dict[str, bytes] = {
     "b.py": b"b = 1",

@@ -7,7 +7,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from small import TEXT, assert_same_pairs, byte_tokenizer, keys, session, small_model
 from transformers import PreTrainedTokenizerFast
 
 import longfocus
@@ -15,6 +14,7 @@ from longfocus import LongFocusError
 from longfocus.inference import reader, source
 from longfocus.inference import session as session_module
 from longfocus.memory import store
+from small import TEXT, assert_same_pairs, byte_tokenizer, keys, session, small_model
 
 every_memory = pytest.mark.parametrize("layers", [(1,), (0, 1)], ids=str)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from small import KEPT, TEXT, WINDOW, byte_tokenizer, ids_of, session
 from torch import Tensor
 
 import longfocus
@@ -18,6 +17,7 @@ from longfocus.hf.trace import NEIGHBOURS, Trace
 from longfocus.inference import answer as answers
 from longfocus.inference.answer import Answer
 from longfocus.memory import Part
+from small import KEPT, TEXT, WINDOW, byte_tokenizer, ids_of, session
 
 QUESTION = "Who has it?"
 

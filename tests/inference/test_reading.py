@@ -7,6 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+import longfocus
+from longfocus.hf.attachment import Attachment
+from longfocus.memory import Part
 from small import (
     TEXT,
     WINDOW,
@@ -17,11 +22,6 @@ from small import (
     session,
     small_model,
 )
-from torch import Tensor
-
-import longfocus
-from longfocus.hf.attachment import Attachment
-from longfocus.memory import Part
 
 every_memory = pytest.mark.parametrize("layers", [(1,), (0, 1)], ids=str)
 every_position = pytest.mark.parametrize("positions", ["window_start", "none"])

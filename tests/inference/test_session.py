@@ -5,6 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+import longfocus
+from longfocus import LongFocusError, Session
 from small import (
     TEXT,
     WINDOW,
@@ -14,11 +19,6 @@ from small import (
     session,
     small_model,
 )
-from torch import Tensor
-from transformers import GenerationConfig
-
-import longfocus
-from longfocus import LongFocusError, Session
 
 QUESTIONS = ["Who?", "What is the owl's 42nd key, and where did it see it?", "Ça va? 🦉"]
 ROOM = 64

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import TEXT, byte_tokenizer, small_model
 from talking import SAID, chatting, every_memory, every_positions, talk
 
 import longfocus
 from longfocus import LongFocusError, Session
 from longfocus.memory.tensor_file import TensorFile, write_tensors
+from small import TEXT, byte_tokenizer, small_model
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
@@ -117,6 +117,68 @@ def test_a_session_of_another_model_or_tokenizer_is_refused(tmp_path: Path) -> N
     grown.add_tokens(["owl"])
     with pytest.raises(LongFocusError, match="another tokenizer"):
         Session.load(tmp_path / "s", own.model, grown)
+
+
+ALTERED = {
+    "length": {"length": 9},
+    "length of another type": {"length": "9"},
+    "start": {"start": 3},
+    "origin": {"origin": [1]},
+    "blocks": {"blocks": {"0": -1, "2": 1}},
+    "fewer blocks": {"blocks": {"0": 0, "2": 0}},
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_a_state_that_makes_no_sense_is_refused(what: str, tmp_path: Path) -> None:
+    own = chatting()
+    talk(own, SAID[:2])
+    own.save(tmp_path / "s")
+    file = TensorFile(tmp_path / "s")
+    tensors = {name: file.tensor(name) for name in file.header.entries}
+    metadata = dict(file.header.metadata)
+    write_tensors(
+        tmp_path / "t", tensors, {**metadata, "cache": {**metadata["cache"], **ALTERED[what]}}
+    )
+    with pytest.raises(LongFocusError, match="makes no sense"):
+        Session.load(tmp_path / "t", own.model, own.tokenizer)
+
+
+@pytest.mark.parametrize("what", ["nan", "shape", "missing", "unknown", "ids"])
+def test_tensors_that_fit_no_conversation_are_refused(what: str, tmp_path: Path) -> None:
+    own = chatting()
+    talk(own, SAID[:2])
+    own.save(tmp_path / "s")
+    file = TensorFile(tmp_path / "s")
+    tensors = {name: file.tensor(name).clone() for name in file.header.entries}
+    memory = next(name for name in tensors if name.startswith("memory.2.0.key"))
+    if what == "nan":
+        tensors[memory][0, 0, 0, 0] = torch.nan
+    elif what == "shape":
+        tensors[memory] = tensors[memory][:, :, :-1]
+    elif what == "missing":
+        del tensors["window.1.values"]
+    elif what == "unknown":
+        tensors["more"] = torch.zeros(1)
+    else:
+        tensors["ids"] = tensors["ids"][:-3]
+    write_tensors(tmp_path / "t", tensors, file.header.metadata)
+    with pytest.raises(LongFocusError, match="makes no sense"):
+        Session.load(tmp_path / "t", own.model, own.tokenizer)
+
+
+def test_settings_and_documents_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    own = chatting()
+    own.save(tmp_path / "s")
+    file = TensorFile(tmp_path / "s")
+    tensors = {name: file.tensor(name) for name in file.header.entries}
+    for wrong in (
+        {"settings": {"bogus": 1}},
+        {"documents": [{"name": "a", "hash": [], "path": 3}]},
+    ):
+        write_tensors(tmp_path / "t", tensors, {**file.header.metadata, **wrong})
+        with pytest.raises(LongFocusError):
+            Session.load(tmp_path / "t", own.model, own.tokenizer)
 
 
 def test_a_file_that_is_no_session_is_refused(tmp_path: Path) -> None:

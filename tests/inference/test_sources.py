@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from small import TEXT, WINDOW, byte_tokenizer, ids_of, session, small_model
 
 import longfocus
 from longfocus import LongFocusError
 from longfocus.inference import source
+from small import TEXT, WINDOW, byte_tokenizer, ids_of, session, small_model
 
 
 def owl(tmp_path: Path) -> Path:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from pdfs import pdf
-from small import byte_tokenizer, session
 
 from longfocus import LongFocusError
 from longfocus.inference.source import (
@@ -17,6 +16,7 @@ from longfocus.inference.source import (
     together,
     tokenize,
 )
+from small import byte_tokenizer, session
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import ends_when_killed_at
 from small_documents import small_document
 
+from kills import ends_when_killed_at
 from longfocus import DocumentMemory, LongFocusError
 from longfocus.memory import atomic
 from longfocus.memory.atomic import move_new, whole_file, write_all

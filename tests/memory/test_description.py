@@ -74,6 +74,7 @@ WRONG_READ_WITH: dict[str, list[Any]] = {
     "window_prefix": [None, 1, "1", {}, [-1], [1.0], [True], [None]],
     "model": NO_TABLE,
     "tokenizer": NO_TEXT[1:],
+    "top_k": [0, -1, "5", 1.0, True, []],
 }
 
 

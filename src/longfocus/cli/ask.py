@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from longfocus.cli.model_options import DocumentOptions, ModelOptions, open_session
+from longfocus.cli.model_options import (
+    DocumentOptions,
+    ModelOptions,
+    open_session,
+    refuse_no_tokens,
+)
 from longfocus.errors import LongFocusError
+from longfocus.inference.texts.folder import printable
 
 if TYPE_CHECKING:
     from longfocus.inference.answer import Answer, Span
@@ -36,7 +42,10 @@ class Arguments(DocumentOptions, ModelOptions):
 
 def run(arguments: Arguments) -> None:
     if not arguments.questions or not all(arguments.questions):
-        raise LongFocusError("There is no question. Give one in quotes.")
+        raise LongFocusError(
+            "There is no question. Give one in quotes, before options such as --select that take several words."
+        )
+    refuse_no_tokens(arguments.max_new_tokens)
     for path in (arguments.html, arguments.json):
         if path is not None and not path.absolute().parent.is_dir():
             raise LongFocusError(
@@ -76,8 +85,8 @@ def sources_text(answer: "Answer") -> str:
 def _line(span: "Span") -> str:
     text = " ".join(span.text.split())
     text = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
-    place = f"{span.document}" + (f" ({span.part})" if span.part else "")
-    return f"  {span.weight:6.1%}  {place}:{span.line}  {text}"
+    place = span.document + (f" ({span.part})" if span.part else "")
+    return f"  {span.weight:6.1%}  {printable(place)}:{span.line}  {printable(text)}"
 
 
 def _row(question: str, answer: "Answer") -> dict[str, Any]:

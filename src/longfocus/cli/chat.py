@@ -16,6 +16,7 @@ from longfocus.cli.model_options import (
     chosen_documents,
     load,
     open_session,
+    refuse_no_tokens,
 )
 from longfocus.errors import LongFocusError
 
@@ -31,7 +32,7 @@ class Arguments(DocumentOptions, ModelOptions):
     """Talk to a model that has documents in memory."""
 
     session: Path | None = None
-    """Go on with a conversation that /save wrote."""
+    """Go on with a conversation that /save wrote. Its documents are found where they were, or in --library."""
     system: str | None = None
     """First message, for models with a chat template."""
     max_new_tokens: int = 512
@@ -43,6 +44,7 @@ class Arguments(DocumentOptions, ModelOptions):
 def run(arguments: Arguments) -> None:
     if arguments.temperature < 0:
         raise LongFocusError(f"--temperature must be at least 0. Got {arguments.temperature}.")
+    refuse_no_tokens(arguments.max_new_tokens)
     chat = Chat(_session(arguments), arguments)
     if sys.stdin.isatty():
         with suppress(ImportError):
@@ -59,11 +61,23 @@ def _session(arguments: Arguments) -> "Session":
         return open_session(arguments, arguments, system=arguments.system)
     from longfocus.inference.session import Session
 
-    if arguments.system is not None:
-        raise LongFocusError("A saved session has its own system message. Leave out --system.")
+    own = {
+        "--system": arguments.system,
+        "--window-prefix": arguments.window_prefix,
+        "--search": arguments.search,
+        "--top-k": arguments.top_k,
+    }
+    if given := [name for name, value in own.items() if value is not None]:
+        raise LongFocusError(f"A saved session has its own settings. Leave out {', '.join(given)}.")
+    if not arguments.session.is_file():
+        raise LongFocusError(
+            f"There is no session {arguments.session}. In a chat, /save writes one."
+        )
     documents = list(chosen_documents(arguments))
     model, tokenizer = load(arguments)
     session = Session.load(arguments.session, model, tokenizer, documents=documents)
+    known = {document.hash for document in session.documents}
+    session.documents += [document for document in documents if document.hash not in known]
     for path in arguments.read:
         session.read(path)
     return session
@@ -102,12 +116,14 @@ class Chat:
     def run(self) -> None:
         """Until the end of the input."""
         while True:
+            prompt = "> " if self.branch == MAIN else f"{self.branch} > "
             try:
-                said = input(
-                    f"{'' if self.branch == MAIN else self.branch} > " if sys.stdin.isatty() else ""
-                )
+                said = input(prompt if sys.stdin.isatty() else "")
             except EOFError:
                 return
+            except UnicodeDecodeError as error:
+                print(f"error: what was typed is not {error.encoding} text.", file=sys.stderr)
+                continue
             except KeyboardInterrupt:
                 print("\n(Ctrl-D ends)")
                 continue
@@ -115,8 +131,9 @@ class Chat:
                 self.say(said.strip())
             except SystemExit:
                 return
-            except LongFocusError as error:
-                print(f"error: {error}", file=sys.stderr)
+            except Exception as error:
+                # whatever went wrong, the conversation is not lost
+                print(f"error: {error or type(error).__name__}", file=sys.stderr)
             except KeyboardInterrupt:
                 print("\n(stopped; the conversation is as it was)")
 
@@ -154,9 +171,11 @@ class Chat:
 
     def documents(self, given: str) -> None:
         del given
+        from longfocus.inference.page.html import counted
+
         for document in self.session.documents:
             print(f"  {document.name}: {document.tokens:,} tokens")
-        print(f"{len(self.session.documents)} documents, {self.session.tokens:,} tokens")
+        print(f"{counted(len(self.session.documents), 'document')}, {self.session.tokens:,} tokens")
 
     def sources(self, given: str) -> None:
         del given
@@ -177,7 +196,9 @@ class Chat:
         del given
         if not self.marks[self.branch]:
             raise LongFocusError("There is nothing to take back in this branch.")
-        self.session.rewind(self.marks[self.branch].pop())
+        # what was read or forgotten meanwhile stays so
+        mark = self.marks[self.branch].pop()
+        self.session.rewind(mark._replace(documents=tuple(self.session.documents)))
         self.answer = None
         print("taken back")
 

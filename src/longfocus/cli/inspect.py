@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from longfocus.errors import LongFocusError
+from longfocus.inference.texts.folder import printable
 
 if TYPE_CHECKING:
     from longfocus.memory.document import DocumentMemory
 
 SHOWN_LINES = 3
 SHOWN_CHARACTERS = 100
+_WIDE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,12 @@ def run(arguments: Arguments) -> int | None:
 def _library(folder: Path, verify: bool) -> int | None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from longfocus.inference.page.html import counted
     from longfocus.memory.library import Library
 
-    library, broken = Library(folder), []
+    library, broken, tokens = Library(folder), [], 0
     table = Table("document", "tokens", "MiB", "type", "metadata")
     for column in table.columns[1:3]:
         column.justify = "right"
@@ -65,14 +69,24 @@ def _library(folder: Path, verify: bool) -> int | None:
             continue
         own = ", ".join(f"{key}={value}" for key, value in document.metadata.items())
         size = f"{document.nbytes / 2**20:,.1f}"
-        table.add_row(name, f"{document.tokens:,}", size, document.description.dtype, own)
-    Console().print(table)
+        cells = (name, f"{document.tokens:,}", size, document.description.dtype, own)
+        # names may look like markup, and hold anything
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+        tokens += document.tokens
+    console = Console()
+    if not console.is_terminal:
+        # other programs want whole lines
+        console.width = _WIDE
+    console.print(table)
+    print(f"{counted(len(table.rows), 'document')}, {tokens:,} tokens")
     for message in broken:
-        print(f"damaged: {message}")
+        print(f"damaged: {printable(message)}")
     return 2 if broken else None
 
 
 def _document(document: "DocumentMemory", is_verified: bool) -> None:
+    from longfocus.inference.page.html import counted
+
     described, file = document.description, document.file
     assert file is not None
     read_with = described.read_with
@@ -99,10 +113,10 @@ def _document(document: "DocumentMemory", is_verified: bool) -> None:
     }
     _print(rows)
     if document.parts:
-        kind = "texts, read together" if described.is_together else "files"
-        print(f"\n{len(document.parts)} {kind}:")
+        together = ", read together" if described.is_together else ""
+        print(f"\n{counted(len(document.parts), 'part')}{together}:")
         for part in document.parts[:SHOWN_LINES]:
-            print(f"  {part.name}: characters {part.start:,} to {part.end:,}")
+            print(f"  {printable(part.name)}: characters {part.start:,} to {part.end:,}")
         if len(document.parts) > SHOWN_LINES:
             print(f"  ... and {len(document.parts) - SHOWN_LINES} more")
     _print_text(document)
@@ -110,6 +124,8 @@ def _document(document: "DocumentMemory", is_verified: bool) -> None:
 
 def _print_text(document: "DocumentMemory") -> None:
     """First and last lines of the source."""
+    from longfocus.inference.page.html import counted
+
     lines = (document.text or "").splitlines()
     if not lines:
         return
@@ -118,9 +134,9 @@ def _print_text(document: "DocumentMemory") -> None:
         if len(lines) <= 2 * SHOWN_LINES
         else [*lines[:SHOWN_LINES], "...", *lines[-SHOWN_LINES:]]
     )
-    print(f"\n{len(lines):,} lines:")
+    print(f"\n{counted(len(lines), 'line')}:")
     for line in shown:
-        text = "".join(c if c.isprintable() else " " for c in line[:SHOWN_CHARACTERS])
+        text = printable(line[:SHOWN_CHARACTERS].expandtabs())
         print(f"  | {text}{'...' if len(line) > SHOWN_CHARACTERS else ''}")
 
 
@@ -142,6 +158,7 @@ def _other(file: Any, is_verified: bool) -> None:
 
 
 def _print(rows: dict[str, str]) -> None:
+
     width = max(map(len, rows))
     for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {printable(value)}")

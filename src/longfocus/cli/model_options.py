@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from longfocus.config import Positions, Search
 from longfocus.errors import LongFocusError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import torch
 
     from longfocus.inference.session import Session
     from longfocus.memory.document import DocumentMemory
@@ -26,8 +28,8 @@ class ModelOptions:
     """Tokens of a window, for a model that was saved without memory."""
     positions: Positions = "window_start"
     """Rotary encoding in memory layers, for a model that was saved without memory."""
-    dtype: str = "auto"
-    """Number type of the weights, such as bfloat16; auto: that of the checkpoint."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number type of the weights; auto: that of the checkpoint."""
     device: str | None = None
     """Such as cuda; the default is the first GPU if there is one, else the CPU."""
     window_prefix: str | None = None
@@ -56,7 +58,6 @@ class DocumentOptions:
 
 def load(options: ModelOptions) -> tuple[Any, Any]:
     """The model with its memory, and its tokenizer. Raises LongFocusError if it has none and none is asked for."""
-    import torch
     from transformers import AutoModelForCausalLM, logging
 
     import longfocus
@@ -65,8 +66,8 @@ def load(options: ModelOptions) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     refuse_missing_folder(options.model)
+    device = _device(options.device)
     config = read_config(resolve(options.model))
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if getattr(config, "focus", None):
         if options.memory_layers or options.window:
             raise LongFocusError(
@@ -85,6 +86,20 @@ def load(options: ModelOptions) -> tuple[Any, Any]:
         )
         longfocus.attach(model.eval(), focus)
     return model.to(device), longfocus.tokenizer(options.model)
+
+
+def _device(name: str | None) -> "torch.device":
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise LongFocusError(
+            f"--device {name} cannot be used: {why}. Give cpu, or leave it out."
+        ) from error
 
 
 def refuse_missing_folder(model: str) -> None:
@@ -132,9 +147,23 @@ def chosen_documents(options: DocumentOptions) -> "Iterable[DocumentMemory]":
                 f"There is no library {options.library}. Make one: longfocus read FILES... --library "
                 f"{options.library} --model ..."
             )
-        yield from Library(options.library).select(*options.select, **entries(options.metadata))
+        library = Library(options.library)
+        chosen = library.select(*options.select, **entries(options.metadata))
+        if not chosen:
+            told = " ".join(options.metadata)
+            why = f"no document with --metadata {told}" if len(library) else "no document yet"
+            raise LongFocusError(
+                f"The library {options.library} has {why}. `longfocus inspect {options.library}` shows what it has, "
+                "and `longfocus read` adds more."
+            )
+        yield from chosen
     for path in options.documents:
         yield DocumentMemory.load(path)
+
+
+def refuse_no_tokens(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise LongFocusError(f"--max-new-tokens must be at least 1. Got {max_new_tokens}.")
 
 
 def entries(given: tuple[str, ...]) -> dict[str, str]:

@@ -12,9 +12,13 @@ import tyro
 
 from longfocus.cli.model_options import ModelOptions, entries, load
 from longfocus.errors import LongFocusError
+from longfocus.inference.texts.folder import printable
 
 if TYPE_CHECKING:
     from longfocus.inference.collect import Collected
+
+
+STANDARD_INPUT = Path("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +40,15 @@ class Arguments(ModelOptions):
 
 
 def run(arguments: Arguments) -> int | None:
-    from rich.console import Console
-
-    sources = _sources(arguments)
     metadata = entries(arguments.metadata)
+    sources = _sources(arguments)
     model, tokenizer = load(arguments)
 
     from longfocus.inference.prompts import starting_ids
     from longfocus.memory.library import Library
 
-    console = Console(highlight=False, soft_wrap=True)
-    library = Library(arguments.library)
     prefix = starting_ids(arguments.window_prefix or (), tokenizer)
+    library = Library(arguments.library)
     failed = 0
     for source, name in sources:
         try:
@@ -63,43 +64,59 @@ def run(arguments: Arguments) -> int | None:
             print("Stopped. The same command goes on from here.", file=sys.stderr)
             raise
         document = collected.document
-        console.print(
-            f"{collected.outcome:<10} {document.name}: {document.tokens:,} tokens, "
+        print(
+            f"{collected.outcome:<10} {printable(document.name)}: {document.tokens:,} tokens, "
             f"{document.nbytes / 2**20:,.1f} MiB",
-            markup=False,
+            flush=True,
         )
     return 2 if failed else None
 
 
 def _sources(arguments: Arguments) -> list[tuple[Any, str | None]]:
     """What is read, and under which name."""
-    if not arguments.sources:
-        raise LongFocusError("There is nothing to read. Give files or folders.")
+    names = _names(arguments.sources)
+    if arguments.name is not None and len(names) > 1 and not arguments.together:
+        raise LongFocusError(
+            f"--name names one document. Got {len(names)} sources. Leave it out, or read them --together."
+        )
     given: list[Any] = [
-        [sys.stdin.read()] if str(path) == "-" else path for path in arguments.sources
+        [_standard_input()] if path == STANDARD_INPUT else path for path in arguments.sources
     ]
-    if missing := [path for path in given if isinstance(path, Path) and not path.exists()]:
-        raise LongFocusError(f"There is no file or folder {missing[0]}. Check the path.")
     if arguments.together:
         from longfocus.inference.source import together
 
         return [(together(given), arguments.name)]
-    if arguments.name is not None and len(given) > 1:
+    return [(source, arguments.name or name) for source, name in zip(given, names, strict=True)]
+
+
+def _names(sources: tuple[Path, ...]) -> list[str]:
+    """A source is called like its file, or by its path where several files are called alike."""
+    if not sources:
         raise LongFocusError(
-            f"--name names one document. Got {len(given)} sources. Leave it out, or read them --together."
+            "There is nothing to read. Give files or folders, before options that take several words, such as "
+            "--metadata."
         )
-    if not all(isinstance(path, Path) for path in given):
-        return [(source, arguments.name or "stdin") for source in given]
-    names = [path.resolve().name for path in given]
-    if arguments.name is None:
-        # files of one name in several folders are told apart by their paths
-        names = [
-            name if names.count(name) == 1 else path.as_posix()
-            for name, path in zip(names, given, strict=True)
-        ]
-        if len(set(names)) < len(names):
-            raise LongFocusError("A source was given twice. Give each once.")
-    return [(path, arguments.name or name) for path, name in zip(given, names, strict=True)]
+    places = [path if path == STANDARD_INPUT else path.resolve() for path in sources]
+    for path, place in zip(sources, places, strict=True):
+        if path != STANDARD_INPUT and not place.exists():
+            raise LongFocusError(f"There is no file or folder {path}. Check the path.")
+        if places.count(place) > 1:
+            raise LongFocusError(f"{path} was given twice. Give each source once.")
+    names = ["stdin" if place == STANDARD_INPUT else place.name for place in places]
+    return [
+        name if names.count(name) == 1 else path.as_posix()
+        for name, path in zip(names, sources, strict=True)
+    ]
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise LongFocusError(
+            f"The standard input is not {error.encoding} text ({error.reason} at byte {error.start}). Convert it "
+            "first, from Latin-1 for example with: iconv -f latin1 -t utf-8"
+        ) from error
 
 
 def _read(
@@ -125,6 +142,6 @@ def _read(
             name,
             window_prefix=prefix,
             memory_dtype=arguments.memory_dtype,
-            metadata=metadata,
+            metadata=metadata or None,
             progress=report,
         )

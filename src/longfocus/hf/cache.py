@@ -132,7 +132,7 @@ class FocusCache(CachedPairs):
         """
         documents = tuple(sorted(documents, key=lambda document: document.order))
         check_documents(model, self.config, documents)
-        parts = [parts_of(model, document) for document in documents]
+        parts = parts_of(model, documents)
         self.documents = documents
         for number, layer in enumerate(self.windows):
             if isinstance(layer, MemoryLayer):

@@ -1,6 +1,6 @@
-"""The state of one conversation's cache as tensors and numbers, so that it goes on bit for bit where it stopped."""
+"""The state of one conversation's cache as tensors and numbers, so that it goes on where it stopped."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,22 +39,48 @@ def cache_state(cache: FocusCache) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore_cache(
-    cache: FocusCache, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    cache: FocusCache,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    shape: tuple[int, int],
 ) -> None:
     """Give a new cache that state. Raises KeyError, ValueError or TypeError for one that fits no such cache."""
-    device = cache.device
+    length, start, position = (facts[name] for name in ("length", "start", "origin"))
+    if type(length) is not int or type(start) is not int or not 0 <= start <= length:
+        raise ValueError(f"length {length!r}, of which {start!r} have left the window")
+    if position is not None and type(position) is not int:
+        raise ValueError(f"origin {position!r}")
+    device, used = cache.device, set()
     for number, layer in enumerate(cache.windows):
         names = [f"window.{number}.{name}" for name in _WINDOW[: len(layer.pairs())]]
+        if any((name in tensors) != (length > start) for name in names[:2]):
+            raise ValueError(f"{names[0]} and a window of {length - start} tokens")
         window = tuple(tensors[n].to(device) if n in tensors else None for n in names)
-        stored = []
+        _check([t for t in window if t is not None], shape, length - start)
+        used |= set(names)
+        stored: list[tuple[Tensor, Tensor]] = []
         if isinstance(layer, MemoryLayer):
             for place in range(facts["blocks"][str(number)]):
                 key, value = (tensors[f"memory.{number}.{place}.{name}"] for name in _PAIRS)
                 stored.append((key.to(device), value.to(device)))
-        layer.restore(facts["start"], window, stored)
-    position = facts["origin"]
+                used |= {f"memory.{number}.{place}.{name}" for name in _PAIRS}
+                _check(stored[-1], shape, key.shape[2])
+            if sum(key.shape[2] for key, _ in stored) != start:
+                raise ValueError(f"layer {number} does not remember {start} tokens")
+        layer.restore(start, window, stored)
+    if unknown := set(tensors) - used:
+        raise ValueError(f"unknown tensors {sorted(unknown)[:3]}")
     origin = None
     if position is not None:
         place = torch.tensor([[position]], device=device)
         origin = Origin(place, torch.ones_like(place, dtype=torch.bool))
-    cache.restore(facts["length"], origin)
+    cache.restore(length, origin)
+
+
+def _check(pairs: Sequence[Tensor], shape: tuple[int, int], tokens: int) -> None:
+    heads, dim = shape
+    for tensor in pairs:
+        if tuple(tensor.shape) != (1, heads, tokens, dim) or not tensor.is_floating_point():
+            raise ValueError(f"pairs of shape {tuple(tensor.shape)} and type {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise ValueError("pairs that are NaN or infinite")

@@ -68,13 +68,14 @@ def check_tokenizer(document: DocumentMemory, tokenizer: str | None) -> None:
         )
 
 
-def parts_of(model: Any, document: DocumentMemory) -> dict[int, Part]:
-    """The pairs of every memory layer on the device of that layer."""
-    modules = attention_modules(model)
-    return {
-        layer: document.part(layer, _device(modules[layer], model.device))
-        for layer in document.layers
-    }
+def parts_of(model: Any, documents: Sequence[DocumentMemory]) -> list[dict[int, Part]]:
+    """The pairs of every memory layer of every document, on the device of that layer."""
+    modules = attention_modules(model) if documents else {}
+    devices = {layer: _device(module, model.device) for layer, module in modules.items()}
+    return [
+        {layer: document.part(layer, devices[layer]) for layer in document.layers}
+        for document in documents
+    ]
 
 
 def _device(module: torch.nn.Module, default: torch.device) -> torch.device:

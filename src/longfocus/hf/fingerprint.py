@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longfocus.hf.layers import attention_modules
+from longfocus.errors import LongFocusError
+from longfocus.hf.layers import attention_modules, model_inside
 from longfocus.memory.header import canonical
 
 if TYPE_CHECKING:
@@ -58,13 +59,15 @@ def model_fingerprint(model: Any, *, every_layer: bool = False) -> dict[str, str
     The weights up to the last memory layer (`every_layer`: all of them, which shape the windows too) are hashed once,
     and again when they have changed.
     """
-    attachment: Attachment = model.focus
-    behind = () if every_layer else _behind(model, max(attachment.rotaries))
-    weights, adapters = dict(_weights(model, behind)), _adapters(model, behind)
+    # the same whether it is asked through a wrapper of peft or not
+    inside: Any = model_inside(model)
+    attachment: Attachment = inside.focus
+    behind = () if every_layer else _behind(inside, max(attachment.rotaries))
+    weights, adapters = dict(_weights(inside, behind)), _adapters(inside, behind)
     state = (adapters, *map(_state, weights.values()))
     known = attachment.fingerprints.get(every_layer)
     if known is None or known[0] != state:
-        made = _fingerprint(model, weights, adapters)
+        made = _fingerprint(inside, weights, adapters)
         known = attachment.fingerprints[every_layer] = (state, made)
     return known[1]
 
@@ -166,8 +169,10 @@ def _state(weight: Tensor) -> tuple[object, ...]:
 def _hash_weight(weight: Tensor) -> str:
     kind = f"{weight.dtype} {tuple(weight.shape)} "
     if weight.is_meta:
-        # offloaded by accelerate; what is not here cannot be told apart
-        return _hash(kind.encode())
+        raise LongFocusError(
+            "Weights of this model are offloaded to the disk or the CPU by accelerate, so that it cannot be told from "
+            "others, and documents cannot be used with it. Load it into memory as a whole."
+        )
     found = sha256(kind.encode())
     for rows in weight.detach().flatten().split(2**24):
         found.update(rows.contiguous().view(torch.uint8).cpu().numpy().data)

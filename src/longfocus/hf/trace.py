@@ -171,20 +171,22 @@ class _Looks:
         """kNN score and focus score of one entry for one query."""
         part = self.parts[number]
         first = max(0, min(position - NEIGHBOURS // 2, len(part) - NEIGHBOURS))
-        around = self._scores(part, first, min(first + NEIGHBOURS, len(part)))[0, :, place]
+        stop = min(first + NEIGHBOURS, len(part))
+        around = self._scores(part, first, stop, slice(place, place + 1))[0, :, 0]
         own = around[:, position - first]
         knn = (own - self.total[0, :, place]).exp() / self.mass[0, :, place]
         if self.chosen is not None:
             knn = knn * (self.chosen[number][:, place] == position).any(-1)
         return float(knn.mean()), float(around.softmax(-1)[:, position - first].mean())
 
-    def _scores(self, part: Part, start: int, stop: int) -> Tensor:
+    def _scores(self, part: Part, start: int, stop: int, queries: slice = slice(None)) -> Tensor:
         """Scores of entries [start, stop): (1, heads, query, entries); padding has -inf."""
+        query = self.query[:, :, queries]
         (line,) = part.rows or (0,)
         kv_heads = part.key.shape[1]
         keys = part.keys(start, stop, self.total.dtype)[line]
-        folded = self.query[0].to(self.total.dtype).unflatten(0, (kv_heads, -1)).flatten(1, 2)
-        scores = (folded @ keys.mT).view(1, *self.query.shape[1:3], -1) * self.scale
+        folded = query[0].to(self.total.dtype).unflatten(0, (kv_heads, -1)).flatten(1, 2)
+        scores = (folded @ keys.mT).view(1, *query.shape[1:3], -1) * self.scale
         scores = self._capped(scores)
         if part.valid is not None:
             scores = scores.masked_fill(~part.valid[line, start:stop], -torch.inf)

@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from longfocus.errors import LongFocusError
+from longfocus.errors import LongFocusError, NewerFormat
 from longfocus.hf.model import FocusMixin
 from longfocus.inference.journal import Journal
 from longfocus.inference.reader import Progress, Reading
-from longfocus.inference.source import Source, content_hash
+from longfocus.inference.source import Source, content_hash, name_of
 from longfocus.memory.document import DocumentMemory
 from longfocus.memory.header import canonical
 from longfocus.memory.library import Library
@@ -50,13 +50,16 @@ def read_into(
     `memory_dtype` is that of the file, None the model's. Raises LongFocusError for an unreadable source, for a name
     that no file can have, or a file that cannot be written.
     """
+    known = _known(library, name or name_of(source))
+    if metadata is None and known is not None:
+        metadata = known.metadata
     reading = Reading(model, tokenizer, source, name, window_prefix, metadata=metadata)
     # a name that cannot be written is refused now, not behind hours of reading
     library.path_of(reading.name)
     is_there = reading.name in library
     checksum = content_hash(source)
     path = _journal_path(library.folder, reading.name)
-    if (known := _unchanged(library, reading, checksum, memory_dtype)) is not None:
+    if known is not None and _is_same(known, reading, checksum, memory_dtype):
         _remove(path)
         return Collected(known, "unchanged")
     settings = [reading.layers, reading.dtype, asdict(reading.read_with)]
@@ -72,24 +75,28 @@ def read_into(
     return Collected(kept, "read again" if is_there else "read")
 
 
-def _unchanged(
-    library: Library, reading: Reading, checksum: str, memory_dtype: str | None
-) -> DocumentMemory | None:
-    """The document of that name, if reading would make the same again."""
-    # one that cannot be opened is read again, as its error says
-    with suppress(LongFocusError):
-        known = library.open(reading.name)
-        if _is_same(known, reading, checksum, memory_dtype):
-            return known
-    return None
+def _known(library: Library, name: str) -> DocumentMemory | None:
+    """The document of that name, if there is one that can be opened; one that is damaged is read again."""
+    if name not in library:
+        return None
+    try:
+        return library.open(name)
+    except NewerFormat:
+        raise
+    except LongFocusError:
+        return None
 
 
 def _is_same(
     known: DocumentMemory, reading: Reading, checksum: str, memory_dtype: str | None
 ) -> bool:
     described = known.description
+    own = described.source_sha256
+    with suppress(LongFocusError):
+        # token ids that are damaged are read again
+        own = own or content_hash(known.token_ids)
     return (
-        (described.source_sha256 or content_hash(known.token_ids)) == checksum
+        own == checksum
         and described.read_with == reading.read_with
         and list(described.memory_layers) == reading.layers
         and described.metadata == reading.metadata

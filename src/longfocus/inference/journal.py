@@ -10,7 +10,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
@@ -38,7 +38,9 @@ class Journal:
     def __init__(self, path: Path, key: str) -> None:
         self.path = path
         first = canonical({"key": key}).encode() + b"\n"
-        self._whole = len(first)
+        self._whole = self._last = len(first)
+        self.of = ""
+        """What the latest of `records` was read from, as `append` was told."""
         with told_with(path):
             self._file = _locked(path)
             self._descriptor = self._file.fileno()
@@ -50,7 +52,7 @@ class Journal:
                 self.close()
                 raise
 
-    def records(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    def records(self) -> Generator[dict[int, tuple[Tensor, Tensor]], None, None]:
         """Everything that was kept, in order; then the journal is ready for more."""
         with told_with(self.path):
             self._file.seek(self._whole)
@@ -58,8 +60,14 @@ class Journal:
                 yield record
             self._cut(self._whole)
 
-    def append(self, pairs: Pairs) -> None:
-        """Keep what one more step has read."""
+    def forget_last(self) -> None:
+        """Drop the latest of `records`, and all behind it: they are of another text."""
+        with told_with(self.path):
+            self._whole = self._last
+            self._cut(self._whole)
+
+    def append(self, pairs: Pairs, of: str = "") -> None:
+        """Keep what one more step has read; `of` tells what from."""
         payload = [
             tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
             for both in pairs.values()
@@ -67,6 +75,7 @@ class Journal:
         ]
         key, _ = next(iter(pairs.values()))
         about = {
+            "of": of,
             "layers": list(pairs),
             "dtype": str(key.dtype).removeprefix("torch."),
             "shape": list(key.shape),
@@ -99,6 +108,7 @@ class Journal:
             return None
         if not is_whole:
             return None
+        self._last, self.of = self._whole, str(about.get("of", ""))
         self._whole += len(line) + size * len(payload)
         tensors = [torch.frombuffer(data, dtype=dtype).view(shape) for data in payload]
         pairs = zip(tensors[::2], tensors[1::2], strict=True)

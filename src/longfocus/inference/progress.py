@@ -18,7 +18,7 @@ def reading_bar(
     console = Console(file=sys.stderr, force_terminal=is_shown or None)
     shown = console.is_terminal if is_shown is None else is_shown
     columns = (
-        TextColumn("reading {task.description}"),
+        TextColumn("reading {task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:,.0f} tokens, {task.fields[rate]} tokens/s"),
         TimeElapsedColumn(),

@@ -105,12 +105,19 @@ class Prompts:
         )
 
     def _plain(self, text: str) -> list[int]:
-        assert self.tokenizer is not None
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
+        return self._ids(text, add_special_tokens=True)
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         assert self.tokenizer is not None
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise LongFocusError(
+                f"What was said holds {text[error.start]!r}, half of a surrogate pair, which is no character. "
+                "Decode it with its true encoding."
+            ) from error
+        given = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
+        return list(given["input_ids"])
 
 
 def message(role: str, content: str) -> Message:

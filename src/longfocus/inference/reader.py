@@ -5,7 +5,8 @@ depend on the memory, so that windows are independent and are read many at a tim
 reading that was interrupted goes on where it stopped.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from hashlib import sha256
 from itertools import islice
 from typing import Any
 
@@ -20,7 +21,7 @@ from longfocus.hf.fingerprint import model_fingerprint, tokenizer_fingerprint
 from longfocus.hf.layers import evaluating
 from longfocus.hf.model import FocusMixin
 from longfocus.hf.window import MemoryLayer
-from longfocus.inference.journal import Journal
+from longfocus.inference.journal import Journal, Pairs
 from longfocus.inference.source import (
     Source,
     Tokens,
@@ -124,25 +125,47 @@ class Reading:
             tuple(self.prefix.tolist()),
             model_fingerprint(self.model),
             None if is_token_ids(self.source) else tokenizer_fingerprint(self.tokenizer),
+            self._cache.config.top_k if self._looks_for_best else None,
         )
+
+    @property
+    def _looks_for_best(self) -> bool:
+        """Whether windows see the best keys of earlier ones only; with one memory layer they see none."""
+        return len(self._stores) > 1 and self._cache.config.search != "dense"
 
     def run(
         self, progress: Progress | None = None, journal: Journal | None = None
     ) -> DocumentMemory:
         """Read what is left, and return the document. What is in the journal is taken from there, and the rest put."""
+        records = None if journal is None else journal.records()
         with evaluating(self.model):
-            for pairs in journal.records() if journal is not None else ():
-                self._remember(pairs)
             for windows in self._windows():
+                of = sha256(windows.numpy().tobytes()).hexdigest()
+                kept = None
+                if journal is not None and records is not None:
+                    kept = self._kept(of, journal, records)
+                if kept is not None:
+                    self._remember(kept)
+                    continue
                 pairs = self._read(windows)
                 if journal is not None:
-                    journal.append(pairs)
+                    journal.append(pairs, of)
                 self._remember(pairs)
                 if progress is not None:
                     progress(self.done, False)
         if progress is not None:
             progress(self.done, True)
         return self._document()
+
+    @staticmethod
+    def _kept(of: str, journal: Journal, records: Generator[Pairs, None, None]) -> Pairs | None:
+        """The next record, if it is of these tokens: the source may have changed since it was written."""
+        pairs = next(records, None)
+        if pairs is not None and journal.of != of:
+            records.close()
+            journal.forget_last()
+            return None
+        return pairs
 
     def _windows(self) -> Iterator[Tensor]:
         """Windows of text `[rows, tokens]`, as many at a time as may be read together; the last may be short."""

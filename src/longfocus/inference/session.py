@@ -132,14 +132,17 @@ class Session:
         self.documents = kept
 
     def fork(self) -> "Session":
-        """Another session with the same documents and conversation, all of it shared; either goes on alone."""
+        """Another session with the same documents and conversation, all of it shared; either goes on alone.
+
+        Use forks from one thread.
+        """
         made = copy(self)
         made.documents = list(self.documents)
         made._unfinished = {}
         return made
 
     def mark(self) -> Mark:
-        """What is known now, for `rewind`. Costs nothing."""
+        """What is known now, for `rewind`. It shares the memory, and keeps the window of its time."""
         return Mark(tuple(self.documents), self._conversation)
 
     def rewind(self, mark: Mark) -> None:
@@ -171,13 +174,18 @@ class Session:
         *,
         documents: Iterable[DocumentMemory] = (),
     ) -> Self:
-        """A saved session, which goes on bit for bit where it stopped.
+        """A saved session, which goes on where it stopped (up to rounding: its memory lies in other pieces).
 
         Its documents are found where they were, or among `documents` (a library, say). Raises LongFocusError for
         another model or tokenizer, and for a document that is missing or was changed.
         """
         saved = session_file.load(Path(path), model, tokenizer, documents)
-        made = cls(model, tokenizer, documents=saved.documents, **saved.settings)
+        try:
+            made = cls(model, tokenizer, documents=saved.documents, **saved.settings)
+        except TypeError as error:
+            raise LongFocusError(
+                f"{path} was altered: its settings make no sense ({error})."
+            ) from error
         made._conversation = saved.conversation
         return made
 
@@ -211,7 +219,7 @@ class Session:
         fit it with their answers are answered in batches of equal length, since padding would move the borders of
         their windows. `kwargs` go to `generate`.
         """
-        _refuse(kwargs)
+        self._refuse(kwargs)
         rows = self._prompts.rows(question, is_question=True)
         window = self.model.focus.config.window
         answers: dict[int, Answer] = {}
@@ -236,8 +244,8 @@ class Session:
         Greedy unless `kwargs`, which go to `generate` (`streamer=`, `do_sample=`, ...), say otherwise. A turn that is
         interrupted leaves the conversation as it was.
         """
-        _refuse(kwargs)
-        if kwargs.get("num_beams", 1) != 1:
+        self._refuse(kwargs)
+        if (self._asked(kwargs, "num_beams") or 1) != 1:
             raise LongFocusError("A conversation has one row. Leave out num_beams.")
         before = self._conversation
         ends = self._ends(kwargs)
@@ -264,7 +272,9 @@ class Session:
     ) -> list[list[int]]:
         """New tokens of every row, up to the one that ends its answer."""
         given = self._prompts.padded(rows, self.model.device)
-        settings = {"do_sample": False, **self._defaults(), **kwargs}
+        # a given config says itself whether tokens are drawn
+        greedy = {} if "generation_config" in kwargs else {"do_sample": False}
+        settings = {**greedy, **self._defaults(), **kwargs}
         sequences = self.model.generate(
             **given, past_key_values=cache, max_new_tokens=max_new_tokens, **settings
         )
@@ -275,6 +285,22 @@ class Session:
         own = kwargs.get("generation_config") or self.model.generation_config
         return kwargs.get("eos_token_id", own.eos_token_id)
 
+    def _asked(self, kwargs: dict[str, Any], name: str) -> Any:
+        """A setting of `generate`: given by itself, in a given config, or the model's own."""
+        configs = (kwargs.get("generation_config"), self.model.generation_config)
+        found = (getattr(config, name, None) for config in configs)
+        given = next((value for value in found if value is not None), None)
+        return kwargs.get(name, given)
+
+    def _refuse(self, kwargs: dict[str, Any]) -> None:
+        """What cannot be turned into one answer a question."""
+        several = (self._asked(kwargs, "num_return_sequences") or 1) != 1
+        if several or self._asked(kwargs, "return_dict_in_generate"):
+            raise LongFocusError(
+                "There is one answer for each question. Got num_return_sequences or return_dict_in_generate. "
+                "Use Session.generate, which returns what generate does."
+            )
+
     def _defaults(self) -> dict[str, Any]:
         """A pad token where the model has none, which `generate` would warn about at every call."""
         config = self.model.generation_config
@@ -284,12 +310,3 @@ class Session:
 def _passed(kwargs: dict[str, Any]) -> dict[str, Any]:
     """What of `generate`'s arguments shapes the memory of a prompt."""
     return {name: kwargs[name] for name in ("last_context_length",) if name in kwargs}
-
-
-def _refuse(kwargs: dict[str, Any]) -> None:
-    """What cannot be turned into one answer a question."""
-    if kwargs.get("num_return_sequences", 1) != 1 or kwargs.get("return_dict_in_generate"):
-        raise LongFocusError(
-            "There is one answer for each question. Got num_return_sequences or return_dict_in_generate. "
-            "Use Session.generate, which returns what generate does."
-        )

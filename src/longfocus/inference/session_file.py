@@ -17,6 +17,7 @@ from longfocus.errors import LongFocusError
 from longfocus.hf.cache import FocusCache
 from longfocus.hf.cache_state import cache_state, restore_cache
 from longfocus.hf.fingerprint import model_fingerprint, tokenizer_fingerprint
+from longfocus.hf.layers import kv_heads_and_dim
 from longfocus.hf.model import FocusMixin
 from longfocus.inference.conversation import Conversation
 from longfocus.memory.document import DocumentMemory
@@ -83,11 +84,19 @@ def load(
         _check_reader(path, given, model, tokenizer)
         cache = FocusCache(model, config=FocusConfig.from_dict(given["config"]))
         tensors = {name: file.tensor(name) for name in file.header.entries}
-        ids = tuple(tensors.pop(IDS).tolist())
-        restore_cache(cache, tensors, given["cache"])
+        tokens = tensors.pop(IDS)
+        if tokens.dim() != 1 or tokens.is_floating_point():
+            raise ValueError(f"ids of shape {tuple(tokens.shape)}")
+        ids = tuple(tokens.tolist())
+        restore_cache(cache, tensors, given["cache"], kv_heads_and_dim(model.config))
+        # the last token of an answer was generated and not yet read
+        if max(len(ids) - 1, 0) != cache.get_seq_length():
+            raise ValueError(f"{len(ids)} ids for {cache.get_seq_length()} tokens")
         messages = tuple({"role": m["role"], "content": m["content"]} for m in given["messages"])
         references = [(d["name"], d["hash"], d["path"]) for d in given["documents"]]
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        if not all(isinstance(word, str) for own in references for word in own):
+            raise ValueError("documents that are no text")
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         if isinstance(error, LongFocusError):
             raise
         raise LongFocusError(

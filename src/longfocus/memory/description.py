@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from longfocus.config import MEMORY_DTYPES, Positions
-from longfocus.errors import LongFocusError
+from longfocus.errors import LongFocusError, NewerFormat
 from longfocus.memory.header import canonical
 from longfocus.memory.parts import SourcePart
 
@@ -32,6 +32,9 @@ class ReadWith:
     """The model's fingerprint (hf/fingerprint.py): equal entries for equal models."""
     tokenizer: str | None = None
     """The tokenizer's fingerprint; None if it was read from token ids."""
+    top_k: int | None = None
+    """Memory keys per query and head that a window saw of earlier ones; None: all, or one memory layer, where none
+    are looked into while reading."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Description:
             )
         version = _whole(given["version"], least=1)
         if version > VERSION:
-            raise LongFocusError(
+            raise NewerFormat(
                 f"it was written in version {version} of the format, and this LongFocus knows {VERSION}. Install a "
                 "newer LongFocus, or read the text again"
             )
@@ -115,6 +118,7 @@ def _read_with(given: Any) -> ReadWith:
         window_prefix=tuple(_whole(token) for token in _sequence(given["window_prefix"])),
         model=_texts(given["model"]),
         tokenizer=None if given["tokenizer"] is None else _text(given["tokenizer"]),
+        top_k=None if given["top_k"] is None else _whole(given["top_k"], least=1),
     )
 
 

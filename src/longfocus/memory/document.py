@@ -186,7 +186,7 @@ class DocumentMemory:
 
     def part_of(self, character: int) -> SourcePart | None:
         """The text that a character belongs to, if the document was put together from several."""
-        place = bisect_right([part.start for part in self.parts], character) - 1
+        place = bisect_right(self._part_starts, character) - 1
         return self.parts[place] if place >= 0 and character < self.parts[place].end else None
 
     def renamed(self, name: str) -> "DocumentMemory":
@@ -256,6 +256,10 @@ class DocumentMemory:
             and last <= self.description.source_characters
             and (offsets[:, 0] <= offsets[:, 1]).all()
         )
+
+    @cached_property
+    def _part_starts(self) -> list[int]:
+        return [part.start for part in self.parts]
 
     @cached_property
     def _line_ends(self) -> list[int]:

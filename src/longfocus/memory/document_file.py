@@ -57,7 +57,7 @@ def open_document(path: Path) -> Opened:
         described = Description.from_dict(file.header.metadata)
         _check_entries(file, described)
     except LongFocusError as error:
-        raise LongFocusError(f"{path} cannot be used: {_short(error)}.") from error
+        raise type(error)(f"{path} cannot be used: {_short(error)}.") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise LongFocusError(
             f"{path} is not a document memory, or was altered: its description makes no sense ({_short(error)}). Copy "

@@ -48,6 +48,11 @@ def write_tensors(
     blank: dict[str, list[str]] = {
         name: [UNKNOWN] * entry.blocks for name, entry in entries.items()
     }
+    if len(Header(metadata, entries, blank).to_bytes()) > _MAX_HEADER:
+        raise LongFocusError(
+            f"{path} cannot be written: what it says of itself takes more than {_MAX_HEADER:,} bytes. Shorten the "
+            "metadata, or split the text."
+        )
     with whole_file(path, replaces=replaces) as descriptor:
         # the header has its final length from the start
         write_all(descriptor, Header(metadata, entries, blank).to_bytes())

@@ -1,4 +1,4 @@
-"""A tiny model with memory, a tokenizer of bytes, and a text: all that the tests of inference share."""
+"""A tiny model with memory, a tokenizer of bytes, and a text: for the tests of inference and of the command line."""
 
 from functools import cache
 from typing import Any
