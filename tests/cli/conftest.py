@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from talking_to import MODEL
 
+import longfocus
+from longfocus import Library
 from longfocus.cli.main import main
+from small import TEXT, byte_tokenizer, small_model
 
 CACHED_LOADING = ("from_pretrained", "tokenizer")
 
@@ -29,8 +33,6 @@ Run = Callable[..., Said]
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model that has memory, and its tokenizer, which has a chat template."""
-    from small import byte_tokenizer, small_model
-
     folder = tmp_path_factory.mktemp("models") / "small"
     small_model().save_pretrained(folder)
     byte_tokenizer(chat=True).save_pretrained(folder)
@@ -40,8 +42,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def _loaded() -> dict[str, Any]:
     """Loading that loads each model and tokenizer once: whoever uses one leaves it as it was."""
-    import longfocus
-
     return {name: cache(getattr(longfocus, name)) for name in CACHED_LOADING}
 
 
@@ -54,8 +54,6 @@ def run(
 ) -> Iterator[Run]:
     """Run a command line, with the tiny model where another is not named, `typed` as its standard input."""
     from transformers import logging
-
-    import longfocus
 
     for name, loading in _loaded.items():
         monkeypatch.setattr(longfocus, name, loading)
@@ -82,3 +80,41 @@ def run(
 
 def _no_network(*given: object) -> None:
     raise AssertionError(f"a connection to {given[1:]}")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A folder with a file, and a folder of two files."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "owl.txt").write_bytes(TEXT.encode())
+    (tmp_path / "lib" / "x.py").write_text("x = 1\n")
+    (tmp_path / "lib" / "y.py").write_text("y = 2\n")
+    return tmp_path
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    """Not there yet: looking into it makes it."""
+    made = Library.__new__(Library)
+    made.folder = tmp_path / "books"
+    return made
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Path:
+    """A file with the memory of a text."""
+    path = tmp_path / "owl.safetensors"
+    tokenizer = byte_tokenizer(chat=True)
+    longfocus.read_document(small_model(), tokenizer, TEXT, "owl").save(path)
+    return path
+
+
+@pytest.fixture
+def talk(run: Any, told: Path) -> Any:
+    """Say some lines to the model that has the document in memory."""
+
+    def say(*lines: str, words: tuple[object, ...] = ()) -> Any:
+        typed = "".join(f"{line}\n" for line in lines)
+        return run("chat", "--documents", told, *MODEL, *words, typed=typed)
+
+    return say

@@ -28,6 +28,7 @@ from longfocus.hf.model import FocusMixin
 from longfocus.inference import session_file
 from longfocus.inference.answer import Answer, Asked, batches, until_end
 from longfocus.inference.conversation import Conversation
+from longfocus.inference.generation import asked, refuse_several, shaping
 from longfocus.inference.progress import reading_bar
 from longfocus.inference.prompts import Message, Prompt, Prompts, message, starting_ids
 from longfocus.inference.reader import Reading
@@ -219,7 +220,7 @@ class Session:
         fit it with their answers are answered in batches of equal length, since padding would move the borders of
         their windows. `kwargs` go to `generate`.
         """
-        self._refuse(kwargs)
+        refuse_several(self.model, kwargs)
         rows = self._prompts.rows(question, is_question=True)
         window = self.model.focus.config.window
         answers: dict[int, Answer] = {}
@@ -228,13 +229,13 @@ class Session:
             prompts = [rows[row] for row in batch]
             new = self._generated(self.cache(), prompts, max_new_tokens, kwargs)
             for row, ids in zip(batch, new, strict=True):
-                asked = Asked(
+                replay = Asked(
                     self.model,
                     lambda: FocusCache(self.model, documents, **self._search),
                     tuple(rows[row]),
-                    _passed(kwargs),
+                    shaping(kwargs),
                 )
-                answers[row] = Answer(self._prompts.decode(ids), tuple(ids), asked)
+                answers[row] = Answer(self._prompts.decode(ids), tuple(ids), replay)
         ordered = [answers[row] for row in range(len(rows))]
         return ordered[0] if isinstance(question, str) else ordered
 
@@ -244,8 +245,8 @@ class Session:
         Greedy unless `kwargs`, which go to `generate` (`streamer=`, `do_sample=`, ...), say otherwise. A turn that is
         interrupted leaves the conversation as it was.
         """
-        self._refuse(kwargs)
-        if (self._asked(kwargs, "num_beams") or 1) != 1:
+        refuse_several(self.model, kwargs)
+        if (asked(self.model, kwargs, "num_beams") or 1) != 1:
             raise LongFocusError("A conversation has one row. Leave out num_beams.")
         before = self._conversation
         ends = self._ends(kwargs)
@@ -265,7 +266,7 @@ class Session:
             (*prompt, *ids),
             (*first, message("user", said), message("assistant", text)),
         )
-        return Answer(text, tuple(ids), Asked(self.model, start.fork, prompt, _passed(kwargs)))
+        return Answer(text, tuple(ids), Asked(self.model, start.fork, prompt, shaping(kwargs)))
 
     def _generated(
         self, cache: FocusCache, rows: list[list[int]], max_new_tokens: int, kwargs: dict[str, Any]
@@ -285,28 +286,7 @@ class Session:
         own = kwargs.get("generation_config") or self.model.generation_config
         return kwargs.get("eos_token_id", own.eos_token_id)
 
-    def _asked(self, kwargs: dict[str, Any], name: str) -> Any:
-        """A setting of `generate`: given by itself, in a given config, or the model's own."""
-        configs = (kwargs.get("generation_config"), self.model.generation_config)
-        found = (getattr(config, name, None) for config in configs)
-        given = next((value for value in found if value is not None), None)
-        return kwargs.get(name, given)
-
-    def _refuse(self, kwargs: dict[str, Any]) -> None:
-        """What cannot be turned into one answer a question."""
-        several = (self._asked(kwargs, "num_return_sequences") or 1) != 1
-        if several or self._asked(kwargs, "return_dict_in_generate"):
-            raise LongFocusError(
-                "There is one answer for each question. Got num_return_sequences or return_dict_in_generate. "
-                "Use Session.generate, which returns what generate does."
-            )
-
     def _defaults(self) -> dict[str, Any]:
         """A pad token where the model has none, which `generate` would warn about at every call."""
         config = self.model.generation_config
         return {} if config.pad_token_id is not None else {"pad_token_id": self._prompts.pad}
-
-
-def _passed(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What of `generate`'s arguments shapes the memory of a prompt."""
-    return {name: kwargs[name] for name in ("last_context_length",) if name in kwargs}

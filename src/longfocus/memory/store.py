@@ -73,13 +73,17 @@ class _Block:
 
     def has_room(self, pairs: int) -> bool:
         """Whether so many pairs can be written behind this block without copying what others share."""
-        is_last = self.length == self.room.used
-        return is_last and (not self.room.pinned or self.length + pairs <= self.room.capacity)
+        return self._is_last and (not self.room.pinned or self.length + pairs <= self.room.capacity)
 
     def cut(self, length: int) -> "_Block":
-        if self.length == self.room.used:
+        if self._is_last:
             self.room.used = max(length, self.room.pinned)
         return replace(self, length=length)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether nobody else has written behind it; an interrupted write may have left something there."""
+        return not self.room.pinned or self.length == self.room.used
 
     @property
     def requires_grad(self) -> bool:

@@ -1,0 +1,29 @@
+"""What is read off the arguments of `generate`, which may come by themselves, in a config, or from the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from longfocus.errors import LongFocusError
+
+
+def asked(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
+    """A setting: given by itself, in a given config, or the model's own."""
+    configs = (kwargs.get("generation_config"), model.generation_config)
+    found = (getattr(config, name, None) for config in configs)
+    given = next((value for value in found if value is not None), None)
+    return kwargs.get(name, given)
+
+
+def refuse_several(model: Any, kwargs: Mapping[str, Any]) -> None:
+    """Raise LongFocusError for what cannot be turned into one answer a question."""
+    several = (asked(model, kwargs, "num_return_sequences") or 1) != 1
+    if several or asked(model, kwargs, "return_dict_in_generate"):
+        raise LongFocusError(
+            "There is one answer for each question. Got num_return_sequences or return_dict_in_generate. "
+            "Use Session.generate, which returns what generate does."
+        )
+
+
+def shaping(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes the memory of a prompt."""
+    return {name: kwargs[name] for name in ("last_context_length",) if name in kwargs}
