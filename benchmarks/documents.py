@@ -29,7 +29,7 @@ from longfocus import DocumentMemory
 from longfocus.evaluation.haystack import DIGITS, Haystack, PlantedKey, standard_library_lines
 from longfocus.hf.pretrained import resolve
 from longfocus.hf.window import MemoryLayer
-from longfocus.memory import SEARCHES, Part
+from longfocus.memory import Part, dense
 from longfocus.memory.description import ReadWith
 
 KV_HEADS, DIM = 3, 64
@@ -203,20 +203,17 @@ def asked_queries(
     model: Any, tokenizer: Any, document: DocumentMemory, keys: list[PlantedKey]
 ) -> list[tuple[Tensor, float]]:
     """Queries of the memory layer, and their scale, while the questions are read."""
-    found, dense = [], SEARCHES["dense"]
+    found = []
 
     def noting(query: Tensor, parts: Any, *, scale: float, **named: Any) -> Any:
         found.append((query, scale))
         return dense(query, parts, scale=scale, **named)
 
-    SEARCHES["dense"] = noting
-    try:
-        for key in keys:
-            ids = torch.tensor([tokenizer(key.question)["input_ids"]])
-            with torch.no_grad():
-                model(ids, past_key_values=longfocus.FocusCache(model, [document]))
-    finally:
-        SEARCHES["dense"] = dense
+    searches = dict.fromkeys(model.focus.config.memory_layers, noting)
+    for key in keys:
+        ids = torch.tensor([tokenizer(key.question)["input_ids"]])
+        with torch.no_grad():
+            model(ids, past_key_values=longfocus.FocusCache(model, [document], searches=searches))
     return found
 
 

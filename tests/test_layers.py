@@ -42,7 +42,14 @@ HOMES = {
     "tokenizers": {"hf", "training"},
     "rich": {"cli", "inference/progress.py", "training/progress.py"},
     "tyro": {"cli"},
-    "matplotlib": {"evaluation/plot.py"},
+    "matplotlib": {"evaluation/plot.py", "evaluation/speed/plot.py"},
+    # what `pip install 'longfocus[bench]'` brings, and what is installed beside it (docs/speed.md)
+    "faiss": {
+        "memory/faiss_index.py",
+        "evaluation/speed/peers/faiss_flat.py",
+        "evaluation/speed/peers/memorizing.py",
+    },
+    "memorizing_transformers_pytorch": {"evaluation/speed/peers/memorizing.py"},
     # what `pip install 'longfocus[read]'` brings
     "pypdf": {"inference/texts/pdf_text.py"},
     "selectolax": {"inference/texts/html_text.py"},
@@ -53,7 +60,7 @@ HOMES = {
     "pyarrow": {"training/tables.py", "training/token_file.py"},
     # what torch and transformers bring
     "filelock": {"training/tokenised.py"},
-    "jinja2": {"training/chat.py"},
+    "jinja2": {"inference/prompts.py", "training/chat.py"},
 }
 
 FILES = sorted(
@@ -143,7 +150,7 @@ def test_packages_of_extras_are_imported_inside_functions(path: Path) -> None:
     at_top = [node for node in ast.walk(tree) if node not in inside]
     found = [alias.name for node in at_top if isinstance(node, ast.Import) for alias in node.names]
     found += [node.module for node in at_top if isinstance(node, ast.ImportFrom)]
-    extras = {"datasets", "peft", "pyarrow", "pypdf", "selectolax"}
+    extras = {"datasets", "faiss", "peft", "pyarrow", "pypdf", "selectolax"}
     assert not extras & {name.split(".")[0] for name in found}
 
 

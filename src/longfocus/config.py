@@ -6,17 +6,17 @@ again.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from operator import index
+from operator import index as whole_number
 from typing import Any, Literal, Self, get_args
 
 from longfocus.errors import LongFocusError
 
 Positions = Literal["window_start", "none", "true"]
-Search = Literal["dense", "exact"]
+Search = Literal["dense", "exact", "clustered", "faiss"]
 Merge = Literal["joint", "gate"]
 Split = Literal["when_needed", "longllama"]
 
-MEMORY_DTYPES = ("float32", "bfloat16", "float16", "float64")
+MEMORY_DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,29 @@ class FocusConfig:
     none at all (the paper's small models), or their true place in one stream (experiments)."""
 
     search: Search = "dense"
-    """`dense` attends to all of the memory, `exact` to the top-k keys of every query and head."""
+    """`dense` attends to all of the memory, `exact` to the top-k keys of every query and head,
+    `clustered` to all keys of the clusters that matter (docs/speed.md), `faiss` to the top-k keys
+    that a FAISS index finds."""
 
     top_k: int = 128
     """Memory keys per query and query head for top-k search; no effect on `dense`."""
 
+    retain: float = 0.99
+    """Share of the attention on the memory that an approximate search keeps: it measures itself on
+    some queries, and looks at more where the mean falls below; no effect on `dense`, `exact`, nor
+    on `faiss` with the index "Flat", whose top-k keys are the answer."""
+
+    index: str = "Flat"
+    """FAISS index factory string for `faiss`: "Flat" is exact, "HNSW32", "IVF1024,Flat" and others
+    look at few keys; no effect on other searches."""
+
+    certify: bool = False
+    """Give every query of `clustered` a proven upper bound on the share of attention that it missed,
+    and look at more where that is over 1 - retain: one more scan over the memory, in int8."""
+
     memory_dtype: str | None = None
-    """Type in which the memory is kept, such as "bfloat16"; None: that of the model's keys."""
+    """Type in which the memory is kept, such as "bfloat16", or "int8" with a scale for each key and
+    value; None: that of the model's keys."""
 
     merge: Merge = "joint"
     """`joint`: one softmax over window and memory.
@@ -65,6 +81,17 @@ class FocusConfig:
                 raise LongFocusError(
                     f"{name} must be a whole number of at least {least}. Got {value!r}."
                 )
+        if not isinstance(self.retain, float | int) or not 0 < self.retain < 1:
+            raise LongFocusError(
+                f"retain is a share of attention between 0 and 1, such as 0.99. Got {self.retain!r}. "
+                "To leave nothing out use search='dense'."
+            )
+        if not isinstance(self.index, str) or not self.index:
+            raise LongFocusError(
+                f"index is a FAISS factory string, such as 'Flat' or 'HNSW32'. Got {self.index!r}."
+            )
+        if not isinstance(self.certify, bool):
+            raise LongFocusError(f"certify is True or False. Got {self.certify!r}.")
         kept = self.last_context_length
         if kept is not None and (not isinstance(kept, int) or kept < 1):
             raise LongFocusError(
@@ -88,6 +115,11 @@ class FocusConfig:
         """Tokens of a long prompt that stay in the window: `last_context_length`, or half of it."""
         return self.last_context_length or self.window // 2
 
+    def changed(self, **changes: Any) -> Self:
+        """The same choices but for these; None changes nothing."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        return self.from_dict({**self.to_dict(), **given})
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "memory_layers": list(self.memory_layers)}
 
@@ -107,7 +139,7 @@ def _layer_numbers(given: Any) -> tuple[int, ...]:
     """Layer numbers from any iterable of whole numbers, ascending."""
     try:
         layers = [] if isinstance(given, str) else list(given)
-        numbers = {index(layer) for layer in layers if not isinstance(layer, bool)}
+        numbers = {whole_number(layer) for layer in layers if not isinstance(layer, bool)}
     except TypeError:
         layers, numbers = [given], set()
     if isinstance(given, str) or len(numbers) != len(layers):

@@ -169,6 +169,8 @@ def test_a_page_is_written_that_shows_question_answer_and_documents(
         (["Who?", "--select", "owl"], "choose from a library. Give --library."),
         (["Who?", "--metadata", "a=b"], "choose from a library. Give --library."),
         (["Who?", "--json", "/nowhere/out.json"], "There is no folder /nowhere to write out.json"),
+        (["Who?", "--html", "/"], "/ is a folder. Give the name of a file to write."),
+        (["Who?", "--json", "."], ". is a folder. Give the name of a file to write."),
         (["Who?", "--html", "/nowhere/out.html"], "There is no folder /nowhere to write out.html"),
         (["Who?", "Why?", "--html", "out.html"], "--html shows one answer. Give one question."),
         (["Who?", "--model", "./nowhere"], "There is no folder ./nowhere."),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from talking_to import MODEL, TOKENS, session
 
-from longfocus import DocumentMemory, Library, Session
+from longfocus import DocumentMemory, Library, Session, read_document
+from longfocus.cli import chat
 from longfocus.cli.ask import sources_text
 from longfocus.cli.chat import Chat
 from longfocus.inference.page.of_answer import answer_page
@@ -42,11 +43,9 @@ def test_a_temperature_draws_other_answers(talk: Any) -> None:
 
 def test_help_lists_every_command_with_what_it_does(talk: Any, told: Path) -> None:
     said = talk("/help")
-    chat = Chat(session(told), None)  # type: ignore[arg-type]
-    assert len(said.out.splitlines()) == len(chat.commands) == 11
-    for line, (command, (_, meaning)) in zip(
-        said.out.splitlines(), chat.commands.items(), strict=True
-    ):
+    commands = Chat(session(told), None).commands  # type: ignore[arg-type]
+    assert len(said.out.splitlines()) == len(commands) == 11
+    for line, (command, (_, meaning)) in zip(said.out.splitlines(), commands.items(), strict=True):
         assert line.split() == [command, *meaning.split()]
 
 
@@ -96,6 +95,24 @@ def test_sources_and_page_are_those_of_the_last_answer(
     assert (tmp_path / "page.html").read_text() == render_page(page)
 
 
+def test_names_move_no_cursor_and_all_of_one_name_are_forgotten(
+    run: Any, told: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd.safetensors"
+    read_document(small_model(), byte_tokenizer(), "more text", "a\x1b[2Jb").save(odd)
+    typed = "/documents\n/forget a\x1b[2Jb\n/forget owl\n/documents\n"
+    said = run("chat", "--documents", told, odd, odd, *MODEL, typed=typed)
+    tokens = len(TEXT.encode())
+    assert said.out.splitlines() == [
+        f"  owl: {tokens} tokens",
+        *["  a\ufffd[2Jb: 9 tokens"] * 2,
+        f"3 documents, {tokens + 18} tokens",
+        "forgot a\ufffd[2Jb, 2 documents of that name",
+        "forgot owl",
+        "0 documents, 0 tokens",
+    ]
+
+
 def test_undo_takes_back_the_last_question_and_nothing_that_was_read(
     talk: Any, told: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +133,17 @@ def test_undo_takes_back_the_last_question_and_nothing_that_was_read(
         "1 document, 40 tokens",
         *only.chat("Who?", TOKENS).text.splitlines(),
     ]
+
+
+def test_undo_keeps_the_windows_of_the_last_turns_only(
+    talk: Any, told: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "MOST_MARKS", 2)
+    said = talk("/help", "Who?", "And what?", "Why?", "/undo", "/fork other", "/undo", "/undo")
+    (line,) = [line for line in said.out.splitlines() if line.startswith("  /undo")]
+    assert line.endswith("take back the last question and its answer; up to 2 of them")
+    assert said.out.count("taken back") == 2
+    assert said.err == "error: There is nothing to take back in this branch.\n"
 
 
 def test_branches_go_on_alone_from_where_they_parted(talk: Any, told: Path) -> None:

@@ -47,7 +47,9 @@ def test_a_page_that_cannot_be_written_ends_nothing(talk: Any, told: Path, tmp_p
     texts = [own.chat(text, TOKENS).text for text in ("Who?", "And what?")]
     assert (said.code, said.out) == (0, "".join(f"{text}\n" for text in texts))
     assert len(said.err.splitlines()) == 2
-    assert said.err.startswith("error: [Errno 2] No such file or directory")
+    assert said.err.startswith(
+        "error: /nowhere/page.html cannot be written: there is no such folder."
+    )
 
 
 @pytest.mark.parametrize("typed", [b"Who?\n\xe9\n/documents\n", b"\xff\xfe\n"])

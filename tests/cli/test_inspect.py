@@ -9,7 +9,9 @@ import torch
 
 import longfocus
 from longfocus import DocumentMemory, Library, Session
+from longfocus.inference import reader
 from longfocus.inference.source import together
+from longfocus.memory.tensor_file import write_tensors
 from small import TEXT, byte_tokenizer, small_model
 
 TOKENS = len(TEXT.encode())
@@ -189,6 +191,53 @@ def test_of_a_library_what_is_damaged_is_told_behind_the_rest(run: Any, tmp_path
         True
     ] * 2
     assert f"1 document, {TOKENS} tokens" in said.out
+
+
+def test_readings_that_were_not_finished_are_listed(
+    run: Any, texts: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "BATCH_TOKENS", 32)
+    read, calls = reader.Reading._read, iter(range(3))
+
+    def stopped(*given: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return read(*given)
+
+    command = ("read", texts / "owl.txt", "--library", library.folder, "--name", "o\x1bl")
+    with monkeypatch.context() as patched:
+        patched.setattr(reader.Reading, "_read", stopped)
+        assert run(*command).code == 130
+    (journal,) = library.folder.glob(".*.reading")
+    before = journal.read_bytes()
+    # of an earlier version, of none, and what is no file at all
+    library.folder.joinpath(".old.reading").write_bytes(b'{"key":"abc"}\n')
+    library.folder.joinpath(".odd.reading").write_bytes(b"\xff[" * 9999)
+    library.folder.joinpath(".a.reading").mkdir()
+    library.folder.joinpath(".b.reading").symlink_to(journal)
+    said = run("inspect", library.folder)
+    assert (said.code, said.err) == (0, "")
+    told = [line for line in said.out.splitlines() if line.startswith("unfinished: ")]
+    named, *others = sorted(told, key=lambda line: "does not say" in line)
+    assert named.endswith(f"remove {journal}")
+    assert [line.rpartition("/")[2] for line in others] == [".odd.reading", ".old.reading"]
+    assert "unfinished: o\ufffdl, 0.0 MiB. The same `longfocus read` command goes on" in said.out
+    assert journal.read_bytes() == before
+    assert run(*command).out.startswith("read       o")
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize("messages", [5, None, "text", {"a": 1}, [5, None], [[]]], ids=str)
+def test_a_session_that_says_odd_things_of_itself_is_shown(
+    messages: Any, run: Any, tmp_path: Path
+) -> None:
+    about = {"format": ["x"], "version": None, "messages": messages, "documents": messages}
+    write_tensors(tmp_path / "s", {"ids": torch.zeros(3)}, about)
+    shown = rows(run("inspect", tmp_path / "s").out)
+    assert (shown["kind"], shown["messages"], shown["documents"]) == ("['x']", "0", "none")
+    about["documents"] = [{"name": ["\x1b[2J"]}, {}, 7]
+    write_tensors(tmp_path / "s", {"ids": torch.zeros(3)}, about)
+    assert rows(run("inspect", tmp_path / "s").out)["documents"] == "['\\x1b[2J'], None"
 
 
 def test_names_are_shown_whole_as_they_are_and_move_no_cursor(run: Any, tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def test_what_is_unchanged_is_skipped_and_what_changed_is_read_again(
     (texts / "lib" / "z.py").write_text("z = 3\n")
     said = run(*command)
     assert said.out.splitlines()[0].startswith("unchanged  owl.txt: ")
-    assert said.out.splitlines()[1] == "read again lib: 51 tokens, 0.0 MiB"
+    assert said.out.splitlines()[1] == (
+        "replaced   lib: 51 tokens, 0.0 MiB (held another text of 34 tokens; --name keeps both)"
+    )
     assert library.open("lib").hash == expected(texts / "lib", "lib")
 
 
@@ -100,6 +102,15 @@ def test_files_of_one_name_are_called_by_their_paths(
     assert library.names() == ["1/owl.txt", "2/owl.txt", "lib", "owl.txt"]
     assert library.open("2/owl.txt").text == "text 2"
     assert library.open("owl.txt").text == TEXT
+
+
+def test_a_link_is_called_as_it_is_given(run: Any, texts: Path, library: Library) -> None:
+    (texts / "link.md").symlink_to("owl.txt")
+    assert run("read", texts / "link.md", "--library", library.folder).code == 0
+    assert run("read", texts / "lib" / "..", "--library", library.folder, "--name", "all").code == 0
+    assert run("read", texts / "lib" / ".", "--library", library.folder).code == 0
+    assert library.names() == ["all", "lib", "link.md"]
+    assert library.open("link.md").text == TEXT
 
 
 def test_together_is_one_document(run: Any, texts: Path, library: Library) -> None:

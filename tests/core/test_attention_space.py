@@ -94,7 +94,7 @@ def test_a_memory_of_another_type_is_converted_some_pairs_at_a_time(
     )
     part = Part(key.bfloat16(), value.bfloat16())
     with measured() as space:
-        search(query, [part], scale=0.3, top_k=5)
+        search(query, [part], scale=0.3)
     assert 0 < space.largest <= 2 * at_a_time < elements(part.key) / 9
 
 

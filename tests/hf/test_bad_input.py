@@ -37,7 +37,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown search": ({"search": "magic"}, ["search", "'magic'", "'dense', 'exact'"]),
     "unknown merge": ({"merge": "sum"}, ["merge", "'sum'", "'joint', 'gate'"]),
     "unknown split": ({"split": "never"}, ["split", "'never'", "'when_needed', 'longllama'"]),
-    "unknown type": ({"memory_dtype": "int8"}, ["memory_dtype", "'int8'", "'bfloat16'"]),
+    "unknown type": ({"memory_dtype": "int4"}, ["memory_dtype", "'int4'", "'bfloat16'"]),
     "a torch type": ({"memory_dtype": torch.bfloat16}, ["memory_dtype", "bfloat16", "Allowed"]),
     "one layer, not a tuple": ({"memory_layers": 3}, ["memory_layers", "Got 3", "(8, 16, 24)"]),
     "layers that are no numbers": ({"memory_layers": ("a",)}, ["memory_layers", "'a'", "numbers"]),

@@ -242,17 +242,17 @@ def batch(texts: Sequence[str], layers: tuple[int, ...], **search: Any) -> Tenso
 def test_what_stands_in_other_rows_changes_no_bit_of_a_row(
     layers: tuple[int, ...], search: dict[str, Any]
 ) -> None:
-    own, longest = TEXT[:40], len(TEXT.encode())
-    others = [TEXT, TEXT[::-1], "x" * longest]
+    own, text = TEXT[:40], TEXT[20:95]
+    others = [text, text[::-1], "x" * len(text.encode())]
     found = [batch([other, own], layers, **search) for other in others]
     for each in found[1:]:
         assert each.equal(found[0])
     # more rows, or others with as much padding, which share lines with it, are multiplied together
     for length in (1, 40):
-        three = batch([TEXT, TEXT[-length:], own], layers, **search)
+        three = batch([text, text[-length:], own], layers, **search)
         torch.testing.assert_close(three, found[0], atol=1e-5, rtol=0)
     # what stands in the row itself does
-    assert not batch([TEXT, TEXT[1:41]], layers, **search)[-1].isclose(found[0][-1], atol=0.1).all()
+    assert not batch([text, TEXT[1:41]], layers, **search)[-1].isclose(found[0][-1], atol=0.1).all()
 
 
 HEADER = "# text 1\n"

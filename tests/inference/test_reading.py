@@ -12,6 +12,7 @@ from torch import Tensor
 import longfocus
 from longfocus.hf.attachment import Attachment
 from longfocus.memory import Part
+from longfocus.memory.sorting import in_order
 from small import (
     TEXT,
     WINDOW,
@@ -269,3 +270,30 @@ def test_pairs_are_kept_in_the_type_of_the_memory() -> None:
     for one, other in zip(keys(narrow), keys(wide), strict=True):
         assert one.dtype == torch.bfloat16
         assert one.equal(other.bfloat16())
+
+
+@every_memory
+def test_no_more_room_is_kept_than_the_pairs_take(
+    layers: tuple[int, ...], one_window_at_a_time: None
+) -> None:
+    document = longfocus.read_document(small_model(layers), byte_tokenizer(), TEXT)
+    for tensor in keys(document):
+        # keys and values lie side by side
+        assert tensor.untyped_storage().nbytes() == 2 * tensor.nbytes
+
+
+@every_memory
+def test_a_search_by_clusters_sorts_the_pairs_of_a_document(
+    layers: tuple[int, ...], one_window_at_a_time: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = longfocus.read_document(small_model(layers), byte_tokenizer(), TEXT)
+    monkeypatch.setattr("longfocus.memory.store.SORTED_FROM", 20)
+    clustered = small_model(layers, search="clustered")
+    found = longfocus.read_document(clustered, byte_tokenizer(), TEXT)
+    assert found.description.clusters
+    for layer, part in found.layers.items():
+        back = in_order(part)
+        # so few pairs are all attended to
+        torch.testing.assert_close(back.key, expected.layers[layer].key)
+        torch.testing.assert_close(back.value, expected.layers[layer].value)
+        assert not part.key.equal(back.key)

@@ -120,7 +120,7 @@ UNREADABLE = {
     "numbers that are no ids": (torch.zeros(3), r"integers \[tokens\]. Got torch.float32"),
     "an id beyond the vocabulary": (torch.tensor([1, 259]), r"0\.\.258.*Got 1\.\.259"),
     "an id below zero": ([4, -2], r"0\.\.258.*Got -2\.\.4"),
-    "bytes": (b"text", "must give str. Got int"),
+    "bytes": (b"text", "bytes cannot be read as text"),
     "things": ([1.5, 2.5], "must give str. Got float"),
     "text and then a thing": (["text", None], "must give str. Got NoneType"),
     "a number": (5, "int"),

@@ -165,7 +165,7 @@ def test_killed_at_any_call_of_the_system_a_new_process_goes_on(
         assert is_new or [document.hash for document in Library(folder)] == before
         with steps(layers, counted):
             outcome = read(folder, text, layers).outcome
-        assert outcome == ("unchanged" if is_new else "read again" if is_there else "read")
+        assert outcome == ("unchanged" if is_new else "replaced" if is_there else "read")
         assert files(folder) == expected
         # the one step that was made and not yet kept is made again
         assert len(once) <= counted.stat().st_size <= len(once) + 1

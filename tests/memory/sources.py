@@ -9,6 +9,7 @@ from longfocus.core import reference
 from longfocus.core.attention import Partial
 from longfocus.memory import Part, Store
 from longfocus.memory.quantized import Scales, quantize
+from longfocus.memory.sorting import cluster
 
 HEADS, KV_HEADS, DIM, ROWS = 6, 2, 8, 3
 
@@ -91,6 +92,11 @@ def quantized() -> list[Part]:
     return [Part(key, value, scales=Scales(by_key, by_value)), *grown()]
 
 
+def sorted_by_clusters() -> list[Part]:
+    """Pairs of several rows with padding, and int8 ones, that lie in the order of clusters."""
+    return [cluster(part, 4) for part in (*padded(), *quantized(), *shared())] + grown()
+
+
 def nothing() -> list[Part]:
     return []
 
@@ -110,6 +116,7 @@ SOURCES: list[Callable[[], list[Part]]] = [
     with_gradients,
     narrow,
     quantized,
+    sorted_by_clusters,
     nothing,
     no_pairs,
 ]

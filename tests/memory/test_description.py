@@ -67,6 +67,7 @@ WRONG: dict[str, list[Any]] = {
     ],
     "metadata": NO_TABLE,
     "is_together": [None, 0, 1, "true", 1.0, [], {}],
+    "clusters": [None, -1, "5", 1.0, True, []],
 }
 WRONG_READ_WITH: dict[str, list[Any]] = {
     "positions": ["", "somewhere", *NO_TEXT],
@@ -75,6 +76,7 @@ WRONG_READ_WITH: dict[str, list[Any]] = {
     "model": NO_TABLE,
     "tokenizer": NO_TEXT[1:],
     "top_k": [0, -1, "5", 1.0, True, []],
+    "retain": [0.0, 1.0, -0.5, 1, "0.5", True, []],
 }
 
 

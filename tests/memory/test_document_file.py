@@ -10,6 +10,7 @@ from corruption import damaged, flipped, forged, odd_files, refusal, regions, wi
 from small_documents import DIM, KV_HEADS, LAYERS, TEXT, answer, small_document
 
 from longfocus import DocumentMemory, LongFocusError
+from longfocus.memory.description import ReadWith
 from longfocus.memory.header import Entry
 from longfocus.memory.tensor_file import TensorFile
 
@@ -230,16 +231,29 @@ def test_another_thread_may_verify_the_same_pairs_meanwhile(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document = DocumentMemory.load(path)
-    touch, verify, inside = document.layers[1].touch, TensorFile.verify, []
-    assert touch is not None
+    file, verify, inside = document.layers[1].file, TensorFile.verify, []
+    assert file is not None
 
-    def slow(file: TensorFile, name: str) -> None:
-        verify(file, name)
+    def slow(given: TensorFile, *named: Any) -> list[int]:
+        read = verify(given, *named)
         if not inside:
             # another thread begins and ends here
-            inside.append(name)
-            touch()
+            inside.append(named)
+            file.verify()
+        return read
 
     monkeypatch.setattr(TensorFile, "verify", slow)
-    touch()
+    file.verify()
     assert inside
+
+
+def test_a_file_that_does_not_say_its_model_is_of_no_use(tmp_path: Path) -> None:
+    document = small_document(read_with=ReadWith("window_start", 13))
+    # whoever made it in this process knows what it is
+    assert answer(document).shape[1] == 9
+    document.save(tmp_path / "owl")
+    found = DocumentMemory.load(tmp_path / "owl")
+    found.verify()
+    for use in (answer, lambda used: used.to("int8"), lambda used: answer(used.renamed("other"))):
+        with pytest.raises(LongFocusError, match=r"owl does not say which model it was read by"):
+            use(found)

@@ -2,19 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from sources import DIM, HEADS, ROWS, SOURCES, Together, plain
 from torch import Tensor
 
+from longfocus.config import FocusConfig
 from longfocus.core.attention import Partial
-from longfocus.memory import SEARCHES, Part
+from longfocus.memory import SEARCHES, Part, Search, make_search
 
 SCALE, TOP_K, QUERIES = 0.5, 5, 7
 
 # How many of the best pairs a search attends to when it is asked for TOP_K of them; None: to all.
-ORACLE_TOP_K: dict[str, int | None] = {"dense": None, "exact": TOP_K}
+ORACLE_TOP_K: dict[str, int | None] = {
+    "dense": None,
+    "exact": TOP_K,
+    "clustered": None,
+    "faiss": TOP_K,
+}
 
 Source = Callable[[], list[Part]]
 every_search = pytest.mark.parametrize("name", SEARCHES)
@@ -22,6 +29,10 @@ every_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: sou
 every_type = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str
 )
+
+
+def search_of(name: Any, top_k: int = TOP_K) -> Search:
+    return make_search(FocusConfig(memory_layers=(0,), window=8, search=name, top_k=top_k))
 
 
 def queries(rows: int = ROWS) -> Tensor:
@@ -47,7 +58,7 @@ def test_a_search_equals_attention_over_its_best_pairs_side_by_side(
     parts, query = source(), queries()
     for softcap in (None, 1.5):
         with torch.no_grad():
-            found = SEARCHES[name](query, parts, scale=SCALE, softcap=softcap, top_k=TOP_K)
+            found = search_of(name)(query, parts, scale=SCALE, softcap=softcap)
         expected = plain(query, parts, scale=SCALE, softcap=softcap, top_k=ORACLE_TOP_K[name])
         close(found, Partial(*(tensor.detach() for tensor in expected)), tolerance)
 
@@ -71,7 +82,7 @@ def test_a_search_has_the_gradients_of_attention_over_its_best_pairs(
         loss = (found.output * weight).sum() + seen.sum() + 0 * query.sum()
         return torch.autograd.grad(loss, leaves, allow_unused=True)
 
-    ours = gradients(SEARCHES[name](query, parts, scale=SCALE, top_k=TOP_K))
+    ours = gradients(search_of(name)(query, parts, scale=SCALE))
     theirs = gradients(plain(query, parts, scale=SCALE, softcap=None, top_k=ORACLE_TOP_K[name]))
     for one, other in zip(ours, theirs, strict=True):
         assert one is not None
@@ -85,8 +96,8 @@ def test_a_top_k_beyond_the_memory_is_dense(name: str, source: Source) -> None:
     parts, query = source(), queries()
     size = sum(map(len, parts))
     for top_k in (max(size, 1), size + 1, 1000):
-        found = SEARCHES[name](query, parts, scale=SCALE, top_k=top_k)
-        dense = SEARCHES["dense"](query, parts, scale=SCALE, top_k=1)
+        found = search_of(name, top_k)(query, parts, scale=SCALE)
+        dense = search_of("dense")(query, parts, scale=SCALE)
         close(found, dense, 1e-12)
 
 
@@ -97,9 +108,9 @@ def test_parts_answer_as_one_part_of_all_their_pairs(name: str, source: Source) 
     parts, query = source(), queries()
     both = Together(parts)
     one = [Part(both.key, both.value, both.valid, tuple(range(ROWS)))]
-    found = SEARCHES[name](query, parts, scale=SCALE, top_k=TOP_K)
-    close(found, SEARCHES[name](query, one, scale=SCALE, top_k=TOP_K), 1e-12)
-    close(found, SEARCHES[name](query, parts[::-1], scale=SCALE, top_k=TOP_K), 1e-12)
+    found = search_of(name)(query, parts, scale=SCALE)
+    close(found, search_of(name)(query, one, scale=SCALE), 1e-12)
+    close(found, search_of(name)(query, parts[::-1], scale=SCALE), 1e-12)
 
 
 @every_search
@@ -111,8 +122,8 @@ def test_rows_that_share_a_line_answer_as_if_each_had_a_copy(name: str) -> None:
     for rows in ((0, 1, 1, 0, 1), (1, 1, 1, 1, 1), (1, 0, 0, 0, 0)):
         own = list(rows)
         copies = Part(key[own], value[own], valid[own], tuple(range(5)))
-        found = SEARCHES[name](query, [Part(key, value, valid, rows)], scale=SCALE, top_k=TOP_K)
-        close(found, SEARCHES[name](query, [copies], scale=SCALE, top_k=TOP_K), 1e-12)
+        found = search_of(name)(query, [Part(key, value, valid, rows)], scale=SCALE)
+        close(found, search_of(name)(query, [copies], scale=SCALE), 1e-12)
 
 
 @every_search
@@ -120,9 +131,9 @@ def test_a_document_serves_any_number_of_rows(name: str) -> None:
     torch.set_default_dtype(torch.float64)
     part = Part(*(torch.randn(1, 2, 20, DIM) for _ in range(2)))
     query = queries(4)
-    together = SEARCHES[name](query, [part], scale=SCALE, top_k=TOP_K)
+    together = search_of(name)(query, [part], scale=SCALE)
     for row in range(4):
-        alone = SEARCHES[name](query[row : row + 1], [part], scale=SCALE, top_k=TOP_K)
+        alone = search_of(name)(query[row : row + 1], [part], scale=SCALE)
         close(Partial(*(t[row : row + 1] for t in together)), alone, 1e-12)
 
 
@@ -134,8 +145,8 @@ def test_pairs_that_are_not_real_may_hold_anything(name: str) -> None:
     part = Part(key, value, valid, tuple(range(ROWS)))
     wild = replace(part, key=key.masked_fill(~valid[:, None, :, None], 1e6))
     query = queries()
-    found = SEARCHES[name](query, [wild], scale=SCALE, top_k=TOP_K)
-    close(found, SEARCHES[name](query, [part], scale=SCALE, top_k=TOP_K), 1e-12)
+    found = search_of(name)(query, [wild], scale=SCALE)
+    close(found, search_of(name)(query, [part], scale=SCALE), 1e-12)
 
 
 def test_hits_are_the_best_visible_keys_best_first() -> None:

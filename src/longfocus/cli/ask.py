@@ -41,18 +41,7 @@ class Arguments(DocumentOptions, ModelOptions):
 
 
 def run(arguments: Arguments) -> None:
-    if not arguments.questions or not all(arguments.questions):
-        raise LongFocusError(
-            "There is no question. Give one in quotes, before options such as --select that take several words."
-        )
-    refuse_no_tokens(arguments.max_new_tokens)
-    for path in (arguments.html, arguments.json):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise LongFocusError(
-                f"There is no folder {path.absolute().parent} to write {path.name} in."
-            )
-    if arguments.html is not None and len(arguments.questions) > 1:
-        raise LongFocusError("--html shows one answer. Give one question.")
+    _check(arguments)
     session = open_session(arguments, arguments, system=arguments.system)
     answers = session.ask(list(arguments.questions), max_new_tokens=arguments.max_new_tokens)
     several = len(answers) > 1
@@ -72,6 +61,24 @@ def run(arguments: Arguments) -> None:
     if arguments.json is not None:
         rows = [_row(q, a) for q, a in zip(arguments.questions, answers, strict=True)]
         arguments.json.write_text(json.dumps({"answers": rows}, indent=1) + "\n")
+
+
+def _check(arguments: Arguments) -> None:
+    """What would fail behind the answer is refused before it."""
+    if not arguments.questions or not all(arguments.questions):
+        raise LongFocusError(
+            "There is no question. Give one in quotes, before options such as --select that take several words."
+        )
+    refuse_no_tokens(arguments.max_new_tokens)
+    for path in (arguments.html, arguments.json):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise LongFocusError(
+                f"There is no folder {path.absolute().parent} to write {path.name} in."
+            )
+        if path is not None and path.is_dir():
+            raise LongFocusError(f"{path} is a folder. Give the name of a file to write.")
+    if arguments.html is not None and len(arguments.questions) > 1:
+        raise LongFocusError("--html shows one answer. Give one question.")
 
 
 def sources_text(answer: "Answer") -> str:

@@ -19,12 +19,15 @@ from longfocus.cli.model_options import (
     refuse_no_tokens,
 )
 from longfocus.errors import LongFocusError
+from longfocus.inference.texts.folder import printable
 
 if TYPE_CHECKING:
     from longfocus.inference.answer import Answer
     from longfocus.inference.session import Session
 
 MAIN = "main"
+MOST_MARKS = 20
+"""Turns that /undo can take back: every mark keeps the window of its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,10 @@ class Chat:
             "/documents": (self.documents, "what is in memory"),
             "/sources": (self.sources, "where the model looked for its last answer"),
             "/html": (self.html, "FILE: the last answer as a page, with colour where it looked"),
-            "/undo": (self.undo, "take back the last question and its answer"),
+            "/undo": (
+                self.undo,
+                f"take back the last question and its answer; up to {MOST_MARKS} of them",
+            ),
             "/fork": (
                 self.fork,
                 "NAME: go on in a branch of this name; the other one stays as it is",
@@ -159,22 +165,27 @@ class Chat:
         self.answer = self.session.chat(
             said, self.arguments.max_new_tokens, streamer=streamer, **settings
         )
-        self.marks[self.branch].append(mark)
+        self.marks[self.branch] = [*self.marks[self.branch], mark][-MOST_MARKS:]
 
     def read(self, given: str) -> None:
         document = self.session.read(Path(_needed(given, "/read FILE")).expanduser())
-        print(f"read {document.name}: {document.tokens:,} tokens")
+        print(f"read {printable(document.name)}: {document.tokens:,} tokens")
 
     def forget(self, given: str) -> None:
+        before = len(self.session.documents)
         self.session.forget(_needed(given, "/forget NAME"))
-        print(f"forgot {given}")
+        number = before - len(self.session.documents)
+        print(
+            f"forgot {printable(given)}"
+            + (f", {number} documents of that name" if number > 1 else "")
+        )
 
     def documents(self, given: str) -> None:
         del given
         from longfocus.inference.page.html import counted
 
         for document in self.session.documents:
-            print(f"  {document.name}: {document.tokens:,} tokens")
+            print(f"  {printable(document.name)}: {document.tokens:,} tokens")
         print(f"{counted(len(self.session.documents), 'document')}, {self.session.tokens:,} tokens")
 
     def sources(self, given: str) -> None:

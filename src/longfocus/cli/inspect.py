@@ -52,6 +52,7 @@ def _library(folder: Path, verify: bool) -> int | None:
     from rich.table import Table
     from rich.text import Text
 
+    from longfocus.inference.journal import unfinished
     from longfocus.inference.page.html import counted
     from longfocus.memory.library import Library
 
@@ -79,6 +80,12 @@ def _library(folder: Path, verify: bool) -> int | None:
         console.width = _WIDE
     console.print(table)
     print(f"{counted(len(table.rows), 'document')}, {tokens:,} tokens")
+    for journal in unfinished(folder):
+        name = printable(journal.name) or "a document (its journal does not say which)"
+        print(
+            f"unfinished: {name}, {journal.nbytes / 2**20:,.1f} MiB. The same `longfocus read` command goes on "
+            f"with it; to give it up, remove {printable(str(journal.path))}"
+        )
     for message in broken:
         print(f"damaged: {printable(message)}")
     return 2 if broken else None
@@ -148,8 +155,9 @@ def _other(file: Any, is_verified: bool) -> None:
         "kind": str(metadata.get("format")),
         "version": str(metadata.get("version")),
         "file": f"{file.nbytes:,} bytes",
-        "messages": str(len(metadata.get("messages", []))),
-        "documents": ", ".join(str(d.get("name")) for d in metadata.get("documents", [])) or "none",
+        "messages": str(len(_tables(metadata.get("messages")))),
+        "documents": ", ".join(str(d.get("name")) for d in _tables(metadata.get("documents")))
+        or "none",
         "checksums": f"all {blocks} blocks verified"
         if is_verified
         else f"header verified, {blocks} blocks not yet (--verify)",
@@ -157,8 +165,12 @@ def _other(file: Any, is_verified: bool) -> None:
     _print(rows)
 
 
-def _print(rows: dict[str, str]) -> None:
+def _tables(given: Any) -> list[dict[str, Any]]:
+    """What is a list of tables: a file may say anything."""
+    return [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
 
+
+def _print(rows: dict[str, str]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {printable(value)}")

@@ -44,6 +44,8 @@ COMMANDS = {
     "ask": Command("longfocus.cli.ask", "an answer from memory, and where the model looked"),
     "chat": Command("longfocus.cli.chat", "talk to a model about documents, in the terminal"),
     "inspect": Command("longfocus.cli.inspect", "what a document, a session or a library holds"),
+    "estimate": Command("longfocus.cli.estimate", "bytes and seconds of a memory, before reading"),
+    "bench": Command("longfocus.cli.bench", "what memory costs, measured against every peer"),
     "train continue": Command(
         "longfocus.cli.train_model", "continued pre-training of any model on your texts"
     ),

@@ -51,13 +51,27 @@ class DocumentOptions:
     read: tuple[Path, ...] = ()
     """Texts, folders, PDF or HTML files to read now."""
     search: Search | None = None
-    """dense, or exact for the best --top-k; the default is the model's."""
+    """dense, exact for the best --top-k, or clustered; the default is the model's."""
     top_k: int | None = None
     """Memory keys per query and head under --search exact."""
+    retain: float | None = None
+    """Share of the attention on the memory that --search clustered keeps."""
+    memory_gib: float | None = None
+    """GiB of memory at most for what is read or said now; the rest goes to files without a name."""
+    spill_folder: Path | None = None
+    """Folder for them; the default is the system's for temporary files."""
 
 
 def load(options: ModelOptions) -> tuple[Any, Any]:
     """The model with its memory, and its tokenizer. Raises LongFocusError if it has none and none is asked for."""
+    import longfocus
+
+    model = load_model(options)
+    return model, longfocus.tokenizer(options.model)
+
+
+def load_model(options: ModelOptions) -> Any:
+    """The model with its memory; it may have no tokenizer."""
     from transformers import AutoModelForCausalLM, logging
 
     import longfocus
@@ -85,7 +99,7 @@ def load(options: ModelOptions) -> tuple[Any, Any]:
             memory_layers=options.memory_layers, window=options.window, positions=options.positions
         )
         longfocus.attach(model.eval(), focus)
-    return model.to(device), longfocus.tokenizer(options.model)
+    return model.to(device)
 
 
 def _device(name: str | None) -> "torch.device":
@@ -127,6 +141,9 @@ def open_session(
         window_prefix=model_options.window_prefix or (),
         search=options.search,
         top_k=options.top_k,
+        retain=options.retain,
+        memory_budget=None if options.memory_gib is None else int(options.memory_gib * 2**30),
+        spill_folder=options.spill_folder,
         system=system,
     )
     for path in options.read:

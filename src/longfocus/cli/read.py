@@ -63,13 +63,20 @@ def run(arguments: Arguments) -> int | None:
         except KeyboardInterrupt:
             print("Stopped. The same command goes on from here.", file=sys.stderr)
             raise
-        document = collected.document
-        print(
-            f"{collected.outcome:<10} {printable(document.name)}: {document.tokens:,} tokens, "
-            f"{document.nbytes / 2**20:,.1f} MiB",
-            flush=True,
-        )
+        print(_told(collected), flush=True)
     return 2 if failed else None
+
+
+def _told(collected: "Collected") -> str:
+    document = collected.document
+    told = (
+        f"{collected.outcome:<10} {printable(document.name)}: {document.tokens:,} tokens, "
+        f"{document.nbytes / 2**20:,.1f} MiB"
+    )
+    if collected.outcome == "replaced":
+        # where a text came from is not kept in its file: that would be another file on every machine
+        told += f" (held another text of {collected.tokens_before:,} tokens; --name keeps both)"
+    return told
 
 
 def _sources(arguments: Arguments) -> list[tuple[Any, str | None]]:
@@ -102,7 +109,13 @@ def _names(sources: tuple[Path, ...]) -> list[str]:
             raise LongFocusError(f"There is no file or folder {path}. Check the path.")
         if places.count(place) > 1:
             raise LongFocusError(f"{path} was given twice. Give each source once.")
-    names = ["stdin" if place == STANDARD_INPUT else place.name for place in places]
+    names = [
+        "stdin"
+        if path == STANDARD_INPUT
+        # a link is called as it is given; `.` and `..` have no name of their own
+        else (place.name if path.name in ("", "..") else path.name)
+        for path, place in zip(sources, places, strict=True)
+    ]
     return [
         name if names.count(name) == 1 else path.as_posix()
         for name, path in zip(names, sources, strict=True)

@@ -28,6 +28,8 @@ class DictionaryArguments:
     """Processor minutes of all threads together; training is shortened to fit."""
     seed: int = 0
     """Of weights and data."""
+    memory_layers: tuple[int, ...] = (2,)
+    """Which of its 4 layers, counted from 0, look into the memory. The last one may."""
     max_steps: int | None = None
     """Stop after so many steps; the same command with more goes on."""
 
@@ -37,7 +39,11 @@ def run_dictionary(arguments: DictionaryArguments) -> int | None:
     from longfocus.training.dictionary_recipe import DictionaryRecipe
 
     _check_minutes(arguments.cpu_minutes)
-    recipe = DictionaryRecipe(seed=arguments.seed, cpu_minutes=arguments.cpu_minutes)
+    recipe = DictionaryRecipe(
+        seed=arguments.seed,
+        cpu_minutes=arguments.cpu_minutes,
+        memory_layers=arguments.memory_layers,
+    )
     steps = float("inf") if arguments.max_steps is None else arguments.max_steps
     return _train(
         arguments.output,

@@ -35,7 +35,6 @@ from longfocus.hf.cache import FocusCache
 from longfocus.hf.rotary import CosSin, Rotary, identity
 from longfocus.hf.trace import Trace
 from longfocus.hf.window import MemoryLayer
-from longfocus.memory import SEARCHES
 
 PREFIX = "focus_"
 GATE = "focus_gate"
@@ -172,7 +171,8 @@ def _focus_attention(
             return output.transpose(1, 2).contiguous(), None
         other = attend_rows(query, pool, contexts.plan, **scoring)
     else:
-        other = SEARCHES[call.config.search](query, parts, top_k=call.config.top_k, **scoring)
+        assert call.cache is not None, "only a cache has parts"
+        other = call.cache.searches[focus_layer.layer](query, parts, **scoring)
     local = attend(query, key, value, bias=own.bias, causal=own.causal, **scoring)
     local = local if sinks is None else sink(local, sinks)
     joint = merge([local, other]) if gates is None else gate(local, other, gates)

@@ -7,20 +7,23 @@
 are those of the window alone. Documents are no part of either: they are looked into, never counted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from longfocus.config import FocusConfig, Search
+from longfocus.config import FocusConfig
+from longfocus.config import Search as SearchName
 from longfocus.core.positions import Origin, find_origin
 from longfocus.errors import LongFocusError
 from longfocus.hf.cached_pairs import CachedPairs
 from longfocus.hf.documents import check_documents, parts_of
 from longfocus.hf.window import MemoryLayer, WindowLayer
+from longfocus.memory import Search, Store, make_search
 from longfocus.memory.document import DocumentMemory
+from longfocus.memory.tiers import Allocate, in_memory
 
 if TYPE_CHECKING:
     from longfocus.hf.attention import Call
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
 class FocusCache(CachedPairs):
     """Window and memory of one batch of conversations with an attached model; updated in place.
 
-    `documents` are read-only and shared by all rows. `search`, `top_k`, `memory_dtype` override the model's
-    `FocusConfig` for this cache alone. Raises LongFocusError if the model has no memory attached, or a document was
-    read by a model with other memory layers or positions.
+    `documents` are read-only and shared by all rows. `search`, `top_k`, `retain`, `index`, `certify`, `memory_dtype`
+    override the model's `FocusConfig` for this cache alone. `searches` are those of another cache, by memory layer, to
+    go on with what they have learned. `allocate` gives room for what is evicted, such as that of `Rooms` with a budget.
+    Raises LongFocusError if the model has no memory attached, or a document was read by a model with other memory
+    layers or positions.
     """
 
     def __init__(
@@ -39,10 +44,15 @@ class FocusCache(CachedPairs):
         model: Any,
         documents: Iterable[DocumentMemory] = (),
         *,
-        search: Search | None = None,
+        search: SearchName | None = None,
         top_k: int | None = None,
+        retain: float | None = None,
+        index: str | None = None,
+        certify: bool | None = None,
         memory_dtype: str | None = None,
         config: FocusConfig | None = None,
+        searches: Mapping[int, Search] | None = None,
+        allocate: Allocate = in_memory,
     ) -> None:
         attachment = getattr(model, "focus", None)
         if attachment is None:
@@ -50,29 +60,35 @@ class FocusCache(CachedPairs):
                 f"FocusCache needs a model with memory attached. Got {type(model).__name__}. "
                 "Call longfocus.attach(model, longfocus.FocusConfig(...)) first."
             )
-        changes = {"search": search, "top_k": top_k, "memory_dtype": memory_dtype}
-        base = config or attachment.config
-        self.config = FocusConfig.from_dict(
-            {
-                **base.to_dict(),
-                **{name: value for name, value in changes.items() if value is not None},
-            }
+        self.config = (config or attachment.config).changed(
+            search=search,
+            top_k=top_k,
+            retain=retain,
+            index=index,
+            certify=certify,
+            memory_dtype=memory_dtype,
         )
-        dtype = (
-            None if self.config.memory_dtype is None else getattr(torch, self.config.memory_dtype)
-        )
+        narrow = self.config.memory_dtype
+        dtype = None if narrow is None else getattr(torch, narrow)
         self.windows = [
             MemoryLayer(
                 attachment.rotaries[i],
                 self.config.positions,
-                (),
-                dtype,
+                store=Store(
+                    dtype,
+                    is_clustered=self.config.search == "clustered",
+                    allocate=allocate,
+                ),
             )
             if i in attachment.rotaries
             else WindowLayer()
             for i in range(attachment.num_layers)
         ]
         super().__init__(layers=list(self.windows))
+        self.searches = dict(searches or {})
+        for layer in attachment.rotaries:
+            self.searches.setdefault(layer, make_search(self.config))
+        self.allocate = allocate
         self.documents: tuple[DocumentMemory, ...] = ()
         self.device = model.device
         self.see_documents(model, documents)
@@ -95,18 +111,16 @@ class FocusCache(CachedPairs):
         """Tokens that have left the window."""
         return self.windows[0].start
 
-    def window_length(self, layer: int = 0) -> int:
-        """Tokens in the window of `layer`."""
-        return self.windows[layer].local
-
-    def memory_length(self, layer: int) -> int:
-        """Evicted conversation tokens that `layer` remembers; 0 for layers without memory. Documents not counted."""
-        found = self.windows[layer]
-        return len(found.store) if isinstance(found, MemoryLayer) else 0
-
     def has_memory(self) -> bool:
         """Whether any memory layer has something to look into beyond the window."""
         return any(layer.parts() for layer in self.windows if isinstance(layer, MemoryLayer))
+
+    def share(self, searches: Mapping[int, Search], allocate: Allocate) -> None:
+        """Go on with the searches of another cache, and with its room for what is evicted."""
+        self.searches, self.allocate = dict(searches), allocate
+        for layer in self.windows:
+            if isinstance(layer, MemoryLayer):
+                layer.store.allocate = allocate
 
     def fork(self) -> "FocusCache":
         """Another conversation with the same past: window and memory are shared, either may go on without the other."""

@@ -9,6 +9,9 @@ from torch import Tensor
 from longfocus.core.positions import Origin
 from longfocus.hf.cache import FocusCache
 from longfocus.hf.window import MemoryLayer
+from longfocus.memory import Part
+from longfocus.memory.quantized import LARGEST, Scales
+from longfocus.memory.sorting import in_order
 
 _WINDOW = ("keys", "values", "rotated")
 _PAIRS = ("key", "value")
@@ -23,11 +26,13 @@ def cache_state(cache: FocusCache) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if tensor is not None:
                 tensors[f"window.{number}.{name}"] = tensor
         if isinstance(layer, MemoryLayer):
-            parts = layer.store.parts()
+            parts = [in_order(part) for part in layer.store.parts()]
             blocks[str(number)] = len(parts)
             for place, part in enumerate(parts):
                 for name, tensor in zip(_PAIRS, (part.key, part.value), strict=True):
                     tensors[f"memory.{number}.{place}.{name}"] = tensor
+                for name, scale in zip(_PAIRS, part.scales or (), strict=False):
+                    tensors[f"memory.{number}.{place}.{name}_scale"] = scale
     origin = cache.origin
     facts = {
         "length": cache.get_seq_length(),
@@ -58,14 +63,13 @@ def restore_cache(
         window = tuple(tensors[n].to(device) if n in tensors else None for n in names)
         _check([t for t in window if t is not None], shape, length - start)
         used |= set(names)
-        stored: list[tuple[Tensor, Tensor]] = []
+        stored: list[Part] = []
         if isinstance(layer, MemoryLayer):
             for place in range(facts["blocks"][str(number)]):
-                key, value = (tensors[f"memory.{number}.{place}.{name}"] for name in _PAIRS)
-                stored.append((key.to(device), value.to(device)))
-                used |= {f"memory.{number}.{place}.{name}" for name in _PAIRS}
-                _check(stored[-1], shape, key.shape[2])
-            if sum(key.shape[2] for key, _ in stored) != start:
+                own = f"memory.{number}.{place}."
+                stored.append(_stored(tensors, own, shape).to(device))
+                used |= {name for name in tensors if name.startswith(own)}
+            if sum(map(len, stored)) != start:
                 raise ValueError(f"layer {number} does not remember {start} tokens")
         layer.restore(start, window, stored)
     if unknown := set(tensors) - used:
@@ -75,6 +79,28 @@ def restore_cache(
         place = torch.tensor([[position]], device=device)
         origin = Origin(place, torch.ones_like(place, dtype=torch.bool))
     cache.restore(length, origin)
+
+
+def _stored(tensors: Mapping[str, Tensor], own: str, shape: tuple[int, int]) -> Part:
+    """A block of a memory, whose tensors have names that begin so."""
+    found = {name.removeprefix(own): t for name, t in tensors.items() if name.startswith(own)}
+    key, value = (found.pop(name) for name in _PAIRS)
+    if key.dtype != torch.int8:
+        if found:
+            raise ValueError(f"unknown tensors {sorted(found)[:3]}")
+        _check([key, value], shape, key.shape[2])
+        return Part(key, value)
+    scales = Scales(*(found.pop(f"{name}_scale") for name in _PAIRS))
+    expected = (1, shape[0], key.shape[2])
+    is_right = value.dtype == torch.int8 and tuple(value.shape) == (*expected, shape[1])
+    if found or not is_right or tuple(key.shape) != (*expected, shape[1]):
+        raise ValueError(f"int8 pairs of shape {tuple(key.shape)}")
+    for scale in scales:
+        if tuple(scale.shape) != expected or scale.dtype != torch.float32:
+            raise ValueError(f"scales of shape {tuple(scale.shape)} and type {scale.dtype}")
+        if not (scale * LARGEST).isfinite().all():
+            raise ValueError("pairs that are NaN or infinite")
+    return Part(key, value, scales=scales)
 
 
 def _check(pairs: Sequence[Tensor], shape: tuple[int, int], tokens: int) -> None:

@@ -8,6 +8,7 @@ from longfocus.config import FocusConfig
 from longfocus.errors import LongFocusError
 from longfocus.hf.window import MemoryLayer, WindowLayer
 from longfocus.memory import Part
+from longfocus.memory.sorting import in_order
 
 
 class CachedPairs(Cache):
@@ -15,6 +16,15 @@ class CachedPairs(Cache):
 
     config: FocusConfig
     windows: list[WindowLayer]
+
+    def window_length(self, layer: int = 0) -> int:
+        """Tokens in the window of `layer`."""
+        return self.windows[layer].local
+
+    def memory_length(self, layer: int) -> int:
+        """Evicted conversation tokens that `layer` remembers; 0 for layers without memory. Documents not counted."""
+        found = self.windows[layer]
+        return len(found.store) if isinstance(found, MemoryLayer) else 0
 
     def window_keys(self, layer: int) -> Tensor:
         """Keys of the window `[batch, kv_heads, window, head_dim]`: un-rotated in memory layers."""
@@ -26,11 +36,13 @@ class CachedPairs(Cache):
 
     def memory_keys(self, layer: int) -> Tensor:
         """Keys of the conversation's own memory, copied together: `[batch, kv_heads, tokens, head_dim]`."""
-        return torch.cat([p.key[list(p.rows or ())] for p in self._own(layer)], dim=2)
+        found = [p.keys(0, len(p), _numbers(p))[list(p.rows or ())] for p in self._own(layer)]
+        return torch.cat(found, dim=2)
 
     def memory_values(self, layer: int) -> Tensor:
         """Values of the conversation's own memory, as `memory_keys`."""
-        return torch.cat([p.value[list(p.rows or ())] for p in self._own(layer)], dim=2)
+        found = [p.values(0, len(p), _numbers(p))[list(p.rows or ())] for p in self._own(layer)]
+        return torch.cat(found, dim=2)
 
     def memory_valid(self, layer: int) -> Tensor:
         """Which entries of the own memory are real tokens `[batch, tokens]`; the others are padding."""
@@ -47,12 +59,16 @@ class CachedPairs(Cache):
             raise LongFocusError(
                 f"Layer {layer} has no memory. It is in {self.config.memory_layers}."
             )
-        parts = found.store.parts()
+        parts = [in_order(part) for part in found.store.parts()]
         if not parts:
             raise LongFocusError(
                 f"The memory of layer {layer} is empty. Nothing has left its window yet."
             )
         return parts
+
+
+def _numbers(part: Part) -> torch.dtype:
+    return torch.float32 if part.scales is not None else part.key.dtype
 
 
 def _present(pairs: Tensor | None, layer: int) -> Tensor:

@@ -5,7 +5,7 @@ layer cannot matter and is left out, so that a model whose upper layers were tra
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import chain
@@ -28,29 +28,46 @@ _DIGITS = 32
 _LAST_NORMS = ("norm", "final_layer_norm")
 # Values of every weight that are looked at to find out whether it changed.
 _SAMPLED = 8
-# Entries of a configuration that say nothing about what a layer computes.
+# Entries of a configuration that say nothing about what a layer computes from token ids. Any other entry counts, also
+# one that nobody knows.
 _IRRELEVANT = {
     "_name_or_path",
     "architectures",
     "auto_map",
     "bos_token_id",
     "chunk_size_feed_forward",
+    "cls_token_id",
+    "decoder_start_token_id",
     "dtype",
     "eos_token_id",
     "focus",
+    "gradient_checkpointing",
     "id2label",
+    "initializer_factor",
+    "initializer_range",
     "is_decoder",
     "is_encoder_decoder",
     "label2id",
+    "layerdrop",
     "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
     "pad_token_id",
     "problem_type",
     "return_dict",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "router_z_loss_coef",
+    "sep_token_id",
     "tie_word_embeddings",
+    "torch_dtype",
     "transformers_version",
     "use_cache",
 }
+# Reading is done in eval mode.
+_DROPOUTS = ("dropout", "dropout_prob", "dropout_rate", "_pdrop")
+# Lists with one entry for every layer. Others may have as many entries by chance, such as factors of rotary encoding.
+_OF_LAYERS = ("attention_layers", "layer_types", "mlp_layer_types", "no_rope_layers")
 
 
 def model_fingerprint(model: Any, *, every_layer: bool = False) -> dict[str, str]:
@@ -62,12 +79,13 @@ def model_fingerprint(model: Any, *, every_layer: bool = False) -> dict[str, str
     # the same whether it is asked through a wrapper of peft or not
     inside: Any = model_inside(model)
     attachment: Attachment = inside.focus
-    behind = () if every_layer else _behind(inside, max(attachment.rotaries))
+    last = None if every_layer else max(attachment.rotaries)
+    behind = () if last is None else _behind(inside, last)
     weights, adapters = dict(_weights(inside, behind)), _adapters(inside, behind)
     state = (adapters, *map(_state, weights.values()))
     known = attachment.fingerprints.get(every_layer)
     if known is None or known[0] != state:
-        made = _fingerprint(inside, weights, adapters)
+        made = _fingerprint(inside, weights, adapters, last)
         known = attachment.fingerprints[every_layer] = (state, made)
     return known[1]
 
@@ -102,13 +120,12 @@ _TOKENIZERS: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
 
 def _fingerprint(
-    model: PreTrainedModel, weights: dict[str, Tensor], adapters: tuple[str, ...]
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    adapters: tuple[str, ...],
+    last_layer: int | None,
 ) -> dict[str, str]:
-    settings = {
-        name: value
-        for name, value in model.config.to_dict().items()
-        if name not in _IRRELEVANT and not name.startswith("_")
-    }
+    settings = _settings(model.config.to_dict(), last_layer)
     # quantized weights are buffers; those that are not saved, such as rotary frequencies, follow from the settings
     unsaved = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
     saved = {name: weight for name, weight in weights.items() if name not in unsaved}
@@ -120,6 +137,36 @@ def _fingerprint(
         "weights": _hash(canonical([hashes, *adapters]).encode()),
         "number_type": str(model.dtype).removeprefix("torch."),
     }
+
+
+def _settings(config: Mapping[str, Any], last_layer: int | None) -> dict[str, Any]:
+    """The entries of a configuration that can change the pairs of the layers up to the last; None: of all layers."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in _IRRELEVANT or name.startswith("_") or name.endswith(_DROPOUTS):
+            continue
+        # layers are counted in the configuration that is not inside another
+        nested = isinstance(value, Mapping) and "model_type" in value
+        found[name] = _settings(value, None) if nested else value
+    if _has_plain_rotary(config):
+        found.pop("max_position_embeddings", None)
+    # with layers that share the keys of others, which ones they are is counted from the last
+    if last_layer is not None and not config.get("num_kv_shared_layers"):
+        found.pop("num_hidden_layers", None)
+        for name in _OF_LAYERS:
+            if isinstance(own := found.get(name), list | tuple):
+                found[name] = list(own[: last_layer + 1])
+    return found
+
+
+def _has_plain_rotary(config: Mapping[str, Any]) -> bool:
+    """Whether all rotary encoding is of the kind that is the same for any length."""
+    rotary = config.get("rope_parameters")
+    if not isinstance(rotary, Mapping) or not rotary:
+        return False
+    by_kind = all(isinstance(own, Mapping) for own in rotary.values())
+    every = rotary.values() if by_kind else [rotary]
+    return all(own.get("rope_type") == "default" for own in every)
 
 
 def _behind(model: PreTrainedModel, last_layer: int) -> tuple[str, ...]:

@@ -35,7 +35,8 @@ class RowMemory(FocusCache):
 
     def window_pairs(self) -> dict[int, tuple[Tensor, Tensor]]:
         """Keys and values of the computed window as a memory holds them, by memory layer, without gradient."""
-        dtype = self.config.memory_dtype
+        # training keeps what gradients were computed with; int8 is made when a memory is kept
+        dtype = self.config.memory_dtype if self.config.memory_dtype != "int8" else None
         found = {}
         for i, layer in self._memory_layers.items():
             pairs = layer.pairs_to_remember()

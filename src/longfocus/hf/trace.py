@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from longfocus.errors import LongFocusError
 from longfocus.memory import Part
 from longfocus.memory.exact import best_of_all
+from longfocus.memory.sorting import in_order
 
 # Weights held at a time: queries x memory entries, and heads x queries x memory entries of one block.
 _HELD_ELEMENTS = 2**25
@@ -123,12 +124,19 @@ class _Looks:
         heads = self.query.shape[1]
         block = max(1, _BLOCK_ELEMENTS // (heads * self.query.shape[2]))
         for part in self.parts:
+            # an approximate search has not looked at all of it
+            part.verify()
             weights = self.total.new_zeros(self.query.shape[2], len(part))
             for start in range(0, len(part), block):
                 stop = min(start + block, len(part))
                 shares = (self._scores(part, start, stop) - self.total[..., None]).exp()
                 self.mass += shares.sum(-1)
-                weights[:, start:stop] = shares.mean(1)[0]
+                if part.clusters is None:
+                    weights[:, start:stop] = shares.mean(1)[0]
+                    continue
+                # sorted pairs stand elsewhere for every head
+                for head, tokens in enumerate(self._tokens(part, slice(start, stop))):
+                    weights.index_add_(1, tokens, shares[0, head], alpha=1 / heads)
             found.append(weights)
         return found
 
@@ -139,11 +147,15 @@ class _Looks:
         for part, own, is_chosen in zip(self.parts, hits, best_of_all(hits, top_k), strict=True):
             shares = (self._capped(own.scores.to(self.total)) - self.total[..., None]).exp()
             shares = shares * is_chosen
-            chosen.append(own.positions[0].masked_fill(~is_chosen[0], -1))
+            positions = own.positions[0]
+            if part.clusters is not None:
+                tokens = torch.stack(self._tokens(part, slice(None)))
+                positions = tokens.gather(1, positions.flatten(1)).view_as(positions)
+            chosen.append(positions.masked_fill(~is_chosen[0], -1))
             self.mass += shares.sum(-1)
             weights = self.total.new_zeros(self.query.shape[2], len(part))
             for head in range(self.query.shape[1]):
-                weights.scatter_add_(1, own.positions[0, head], shares[0, head])
+                weights.scatter_add_(1, positions[head], shares[0, head])
             found.append(weights / self.query.shape[1])
         self.chosen = chosen
         return found
@@ -172,12 +184,23 @@ class _Looks:
         part = self.parts[number]
         first = max(0, min(position - NEIGHBOURS // 2, len(part) - NEIGHBOURS))
         stop = min(first + NEIGHBOURS, len(part))
-        around = self._scores(part, first, stop, slice(place, place + 1))[0, :, 0]
+        query = slice(place, place + 1)
+        if part.clusters is None:
+            around = self._scores(part, first, stop, query)[0, :, 0]
+        else:
+            beside = in_order(part, slice(first, stop))
+            around = self._scores(beside, 0, len(beside), query)[0, :, 0]
         own = around[:, position - first]
         knn = (own - self.total[0, :, place]).exp() / self.mass[0, :, place]
         if self.chosen is not None:
             knn = knn * (self.chosen[number][:, place] == position).any(-1)
         return float(knn.mean()), float(around.softmax(-1)[:, position - first].mean())
+
+    def _tokens(self, part: Part, own: slice) -> list[Int[Tensor, " pairs"]]:
+        """Where entries stood before they were sorted, for every query head."""
+        assert part.clusters is not None
+        order = part.clusters.order[part.line_of(0), :, own].long()
+        return list(order.repeat_interleave(self.query.shape[1] // len(order), 0))
 
     def _scores(self, part: Part, start: int, stop: int, queries: slice = slice(None)) -> Tensor:
         """Scores of entries [start, stop): (1, heads, query, entries); padding has -inf."""

@@ -75,9 +75,9 @@ class WindowLayer(DynamicLayer):
         self._change(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
         self._evicted = None
 
-    def restore(self, start: int, pairs: Pairs, stored: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def restore(self, start: int, pairs: Pairs, stored: Sequence[Part]) -> None:
         """Take a state that was saved; `stored` are the blocks of a memory layer's own memory."""
-        if any(pair is not None and pair.dim() != 4 for pair in (*pairs, *sum(stored, ()))):
+        if any(pair is not None and pair.dim() != 4 for pair in pairs):
             raise ValueError("keys and values have four dimensions")
         self.start = start
         self._put(pairs)
@@ -105,11 +105,15 @@ class MemoryLayer(WindowLayer):
     """The window of a memory layer, un-rotated and rotated, and the memory behind it."""
 
     def __init__(
-        self, rotary: Rotary, positions: str, documents: Sequence[Part], dtype: torch.dtype | None
+        self,
+        rotary: Rotary,
+        positions: str,
+        documents: Sequence[Part] = (),
+        store: Store | None = None,
     ) -> None:
         super().__init__()
         self.rotary, self.positions, self.documents = rotary, positions, documents
-        self.store = Store(dtype)
+        self.store = Store() if store is None else store
         # the rotated twin of the window's keys: rotating the whole window at every token would be waste
         self.rotated: Tensor | None = None
 
@@ -149,10 +153,10 @@ class MemoryLayer(WindowLayer):
         made.store = self.store.fork()
         return made
 
-    def restore(self, start: int, pairs: Pairs, stored: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def restore(self, start: int, pairs: Pairs, stored: Sequence[Part]) -> None:
         super().restore(start, pairs, stored)
-        for key, value in stored:
-            self.store.adopt(key, value)
+        for part in stored:
+            self.store.adopt(part.key, part.value, part.scales)
 
     def undo_evict(self, tokens: int) -> None:
         super().undo_evict(tokens)
@@ -164,7 +168,7 @@ class MemoryLayer(WindowLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.store = Store(self.store.dtype)
+        self.store = self.store.empty()
 
     def pairs(self) -> Pairs:
         return self.keys, self.values, self.rotated

@@ -225,6 +225,11 @@ def until_end(ids: list[int], ends: int | Sequence[int] | None) -> list[int]:
     return ids[: last + 1]
 
 
+def ending(ids: Sequence[int], ends: int | Sequence[int] | None) -> int | None:
+    """The last token, if it ends a text."""
+    return ids[-1] if ids and len(until_end([ids[-1], -1], ends)) == 1 else None
+
+
 def batches(lengths: Sequence[int], room: int) -> list[list[int]]:
     """Rows that may be answered together: all of them if the longest has room in the window, else those of equal
     length."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longfocus.errors import LongFocusError, NewerFormat
 from longfocus.hf.model import FocusMixin
-from longfocus.inference.journal import Journal
+from longfocus.inference.journal import SUFFIX, Journal
 from longfocus.inference.reader import Progress, Reading
 from longfocus.inference.source import Source, content_hash, name_of
 from longfocus.memory.document import DocumentMemory
@@ -28,7 +28,10 @@ class Collected(NamedTuple):
     """What became of a source."""
 
     document: DocumentMemory
-    outcome: Literal["read", "read again", "unchanged"]
+    outcome: Literal["read", "read again", "replaced", "unchanged"]
+    """`read again`: the same text, with another model or other settings; `replaced`: the name held another text."""
+    tokens_before: int = 0
+    """Of the other text that was replaced."""
 
 
 def read_into(
@@ -59,11 +62,12 @@ def read_into(
     is_there = reading.name in library
     checksum = content_hash(source)
     path = _journal_path(library.folder, reading.name)
-    if known is not None and _is_same(known, reading, checksum, memory_dtype):
+    known_checksum = None if known is None else _text_hash(known)
+    if known is not None and known_checksum == checksum and _is_alike(known, reading, memory_dtype):
         _remove(path)
         return Collected(known, "unchanged")
     settings = [reading.layers, reading.dtype, asdict(reading.read_with)]
-    journal = Journal(path, _hash(canonical([checksum, reading.name, *settings])))
+    journal = Journal(path, _hash(canonical([checksum, reading.name, *settings])), reading.name)
     try:
         document = reading.run(progress, journal)
         document = document if memory_dtype is None else document.to(memory_dtype)
@@ -72,6 +76,8 @@ def read_into(
         journal.close()
         raise
     journal.close(remove=True)
+    if known is not None and known_checksum not in (None, checksum):
+        return Collected(kept, "replaced", known.tokens)
     return Collected(kept, "read again" if is_there else "read")
 
 
@@ -87,17 +93,18 @@ def _known(library: Library, name: str) -> DocumentMemory | None:
         return None
 
 
-def _is_same(
-    known: DocumentMemory, reading: Reading, checksum: str, memory_dtype: str | None
-) -> bool:
-    described = known.description
-    own = described.source_sha256
+def _text_hash(known: DocumentMemory) -> str | None:
+    """None if it cannot be known: token ids that are damaged are read again."""
     with suppress(LongFocusError):
-        # token ids that are damaged are read again
-        own = own or content_hash(known.token_ids)
+        return known.description.source_sha256 or content_hash(known.token_ids)
+    return None
+
+
+def _is_alike(known: DocumentMemory, reading: Reading, memory_dtype: str | None) -> bool:
+    """Whether the same text would be read with the same model and settings."""
+    described = known.description
     return (
-        own == checksum
-        and described.read_with == reading.read_with
+        described.read_with == reading.read_with
         and list(described.memory_layers) == reading.layers
         and described.metadata == reading.metadata
         and described.dtype == (memory_dtype or reading.dtype)
@@ -105,7 +112,7 @@ def _is_same(
 
 
 def _journal_path(folder: Path, name: str) -> Path:
-    return folder / f".{_hash(name)[:16]}.reading"
+    return folder / f".{_hash(name)[:16]}{SUFFIX}"
 
 
 def _remove(path: Path) -> None:

@@ -1,9 +1,11 @@
 """A conversation: what was said, as messages and as tokens, and the model's memory of it."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from longfocus.hf.cache import FocusCache
 from longfocus.inference.prompts import Message
+from longfocus.memory.document import DocumentMemory
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,3 +28,10 @@ class Conversation:
         self, cache: FocusCache, ids: tuple[int, ...], messages: tuple[Message, ...]
     ) -> "Conversation":
         return replace(self, cache=cache, ids=ids, messages=(*self.messages, *messages))
+
+
+class Mark(NamedTuple):
+    """What a session knew at some time, to go back to."""
+
+    documents: tuple[DocumentMemory, ...]
+    conversation: Conversation

@@ -27,3 +27,9 @@ def refuse_several(model: Any, kwargs: Mapping[str, Any]) -> None:
 def shaping(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """What shapes the memory of a prompt."""
     return {name: kwargs[name] for name in ("last_context_length",) if name in kwargs}
+
+
+def end_tokens(model: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The token or tokens that end an answer, as `generate` takes them."""
+    own = kwargs.get("generation_config") or model.generation_config
+    return kwargs.get("eos_token_id", own.eos_token_id)

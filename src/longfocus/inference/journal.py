@@ -1,6 +1,6 @@
 """What has been read so far of one source, in a file that survives being killed at any moment.
 
-    {"key": ...}                                     one line: what is being read, with what
+    {"key", "name"}                                  one line: what is being read, with what; name of the document
     {"sha256", "layers", "dtype", "shape"} pairs     a record a step: a line, then keys and values of all layers
 
 Records are only ever appended. Opening takes those that are whole, and cuts off what follows.
@@ -10,11 +10,13 @@ import fcntl
 import json
 import math
 import os
+import stat
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,15 +31,52 @@ Pairs = Mapping[int, tuple[Tensor, Tensor]]
 _MAX_LINE = 4096
 
 
+SUFFIX = ".reading"
+
+
+class Unfinished(NamedTuple):
+    """A journal that lies in a folder."""
+
+    path: Path
+    name: str
+    """Of the document; empty if the journal does not say it."""
+    nbytes: int
+
+
+def unfinished(folder: Path) -> list[Unfinished]:
+    """The journals in a folder, of whatever version. Nothing is changed."""
+    found = []
+    for path in sorted(folder.glob(f".*{SUFFIX}")):
+        # others may finish or remove one meanwhile, or have laid something else there
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                about = os.fstat(descriptor)
+                if stat.S_ISREG(about.st_mode):
+                    name = _name(os.pread(descriptor, _MAX_LINE, 0))
+                    found.append(Unfinished(path, name, about.st_size))
+            finally:
+                os.close(descriptor)
+    return found
+
+
+def _name(start: bytes) -> str:
+    try:
+        name = json.loads(start.partition(b"\n")[0])["name"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return name if isinstance(name, str) else ""
+
+
 class Journal:
     """The records of one unfinished reading; one process at a time may hold it.
 
     A journal of another `key` is begun anew. Raises LongFocusError if it cannot be opened or written.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path, key: str, name: str = "") -> None:
         self.path = path
-        first = canonical({"key": key}).encode() + b"\n"
+        first = canonical({"key": key, "name": name}).encode() + b"\n"
         self._whole = self._last = len(first)
         self.of = ""
         """What the latest of `records` was read from, as `append` was told."""

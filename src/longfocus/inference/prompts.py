@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from longfocus.errors import LongFocusError
+from longfocus.inference.given import prefix_of, questions_of
 
 Prompt = str | Sequence[str] | list[list[int]] | Tensor
 
@@ -20,6 +21,11 @@ class Prompts:
     """How one tokenizer, or none, makes token ids of what the user says."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, system: str | None) -> None:
+        if isinstance(tokenizer, str):
+            raise LongFocusError(
+                f"A session needs a tokenizer itself. Got {tokenizer!r}. Load it: "
+                f"longfocus.tokenizer({tokenizer!r})."
+            )
         self.tokenizer = tokenizer
         self.system: list[Message] = [] if system is None else [message("system", system)]
         if system is not None and not self.has_template:
@@ -40,17 +46,17 @@ class Prompts:
 
     def rows(self, given: Prompt, *, is_question: bool = False) -> list[list[int]]:
         """Token ids of every text."""
-        if isinstance(given, Tensor):
-            given = (given if given.dim() == 2 else given[None]).tolist()
-        if isinstance(given, list) and given and isinstance(given[0], list) and all(given):
-            return given
+        found = questions_of(given)
+        if not isinstance(found[0], str):
+            return cast(list[list[int]], found)
         if self.tokenizer is None:
             raise LongFocusError(
-                "This session has no tokenizer, so it takes token ids [batch, tokens] only."
+                "This session has no tokenizer, so it takes token ids [batch, tokens] only. Got text."
             )
-        texts = [given] if isinstance(given, str) else cast(Sequence[str], given)
+        texts = cast(list[str], found)
         rows = [self._first(text) if is_question else self._plain(text) for text in texts]
-        if not rows or not all(rows):
+        # a BOS alone may begin a text, and is no question
+        if not all(rows) or (is_question and not all(texts)):
             raise LongFocusError("A question must hold at least one token. Got an empty text.")
         return rows
 
@@ -59,6 +65,10 @@ class Prompts:
 
         `messages` are those before; `last` is the last token generated, which may have ended the answer already.
         """
+        if not isinstance(said, str):
+            raise LongFocusError(
+                f"What is said in a conversation is one text. Got {said!r}. Use ask for several questions."
+            )
         if not messages:
             return self.rows(said, is_question=True)[0]
         if self.tokenizer is None or not said:
@@ -99,10 +109,20 @@ class Prompts:
 
     def _render(self, messages: Sequence[Message]) -> str:
         assert self.tokenizer is not None
+        from jinja2.exceptions import TemplateError
+
         given: Any = list(messages)
-        return str(
-            self.tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                given, add_generation_prompt=True, tokenize=False
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(each["role"] for each in messages)
+            raise LongFocusError(
+                f"The tokenizer's chat template does not take these messages ({roles}): {error}. Leave out system= "
+                "if it knows no system message, or give the tokenizer another chat_template."
+            ) from error
+        return str(rendered)
 
     def _plain(self, text: str) -> list[int]:
         return self._ids(text, add_special_tokens=True)
@@ -134,6 +154,4 @@ def starting_ids(
                 "window_prefix='bos' needs a tokenizer with a BOS token. Give token ids instead."
             )
         return (tokenizer.bos_token_id,)
-    if isinstance(given, str):
-        raise LongFocusError(f"window_prefix must be 'bos' or token ids. Got {given!r}.")
-    return tuple(given)
+    return prefix_of(given)

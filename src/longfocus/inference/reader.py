@@ -6,6 +6,7 @@ reading that was interrupted goes on where it stopped.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
 from typing import Any
@@ -21,6 +22,7 @@ from longfocus.hf.fingerprint import model_fingerprint, tokenizer_fingerprint
 from longfocus.hf.layers import evaluating
 from longfocus.hf.model import FocusMixin
 from longfocus.hf.window import MemoryLayer
+from longfocus.inference.given import prefix_of
 from longfocus.inference.journal import Journal, Pairs
 from longfocus.inference.source import (
     Source,
@@ -32,9 +34,11 @@ from longfocus.inference.source import (
 )
 from longfocus.inference.texts.folder_text import TogetherText
 from longfocus.inference.texts.source_text import SourceText
-from longfocus.memory import Part
-from longfocus.memory.description import ReadWith
+from longfocus.memory import Part, Store
+from longfocus.memory import store as growing
+from longfocus.memory.description import ReadWith, check_words, seen_of_earlier_windows
 from longfocus.memory.document import DocumentMemory
+from longfocus.memory.sorting import cluster
 
 # Tokens of independent windows read at a time: more leave the caches (benchmarks/reading.py).
 BATCH_TOKENS = 2048
@@ -82,6 +86,9 @@ class Reading:
                 "Reading needs a model with memory layers, and positions other than 'true'. Got "
                 f"{type(model).__name__} with {config or 'no memory attached'}. See longfocus.attach."
             )
+        # what could not be written in the end is refused before it is read
+        check_words("" if name is None else name, {} if metadata is None else metadata)
+        window_prefix = prefix_of(window_prefix)
         if len(window_prefix) >= config.window:
             raise LongFocusError(
                 f"window_prefix of {len(window_prefix)} tokens fills the window of {config.window}."
@@ -91,7 +98,7 @@ class Reading:
         self._is_iterator = isinstance(source, Iterator)
         self.name = name or name_of(self.source)
         self.metadata = dict(metadata or {})
-        self.prefix = torch.tensor(list(window_prefix), dtype=torch.long)
+        self.prefix = torch.tensor(window_prefix, dtype=torch.long)
         self.text_length = config.window - len(self.prefix)
         # all that is known of the progress: an interruption may come anywhere, and these change in one step each
         self.fetched: list[Tokens] = []
@@ -100,9 +107,16 @@ class Reading:
         self._is_exhausted = False
         self._search = dict(search or {})
         self._cache = FocusCache(model, **self._search)
-        self._stores = {
-            layer: self._layer(self._cache, layer).store for layer in config.memory_layers
-        }
+        narrow = self._cache.config.memory_dtype
+        self._stores: dict[int, Store] = {}
+        for layer in config.memory_layers:
+            # with one memory layer nobody looks into what is read before all of it is
+            store = Store(
+                None if narrow is None else getattr(torch, narrow),
+                is_clustered=self._is_sorted and len(config.memory_layers) > 1,
+                allocate=self._cache.allocate,
+            )
+            self._stores[layer] = self._layer(self._cache, layer).store = store
 
     @property
     def layers(self) -> list[int]:
@@ -125,13 +139,12 @@ class Reading:
             tuple(self.prefix.tolist()),
             model_fingerprint(self.model),
             None if is_token_ids(self.source) else tokenizer_fingerprint(self.tokenizer),
-            self._cache.config.top_k if self._looks_for_best else None,
+            **(seen_of_earlier_windows(self._cache.config) if len(self._stores) > 1 else {}),
         )
 
     @property
-    def _looks_for_best(self) -> bool:
-        """Whether windows see the best keys of earlier ones only; with one memory layer they see none."""
-        return len(self._stores) > 1 and self._cache.config.search != "dense"
+    def _is_sorted(self) -> bool:
+        return self._cache.config.search == "clustered"
 
     def run(
         self, progress: Progress | None = None, journal: Journal | None = None
@@ -229,7 +242,7 @@ class Reading:
             found = self._layer(cache, layer).pairs_to_remember()
             key, value = (_side_by_side(tensor[:, :, len(self.prefix) :]) for tensor in found)
             store.check(key, value, None)
-            pairs[layer] = (key.to(store.dtype or key.dtype), value.to(store.dtype or value.dtype))
+            pairs[layer] = (store.numbers(key), store.numbers(value))
         cache.clear_window()
         return pairs
 
@@ -244,12 +257,26 @@ class Reading:
         assert isinstance(found, MemoryLayer)
         return found
 
+    def _pairs(self, layer: int) -> Part:
+        """The pairs of a layer, without the room that was kept free behind them: that may be as large as they are.
+
+        One layer at a time is copied, and its room given back. After an interruption either store will do.
+        """
+        store = self._stores[layer]
+        parts, exact = store.parts(), store.empty()
+        if self._is_sorted and self.done >= growing.SORTED_FROM:
+            exact.adopt_sorted(cluster(parts, allocate=store.allocate))
+        elif parts[0].key.untyped_storage().nbytes() > parts[0].nbytes:
+            exact.adopt_copy(parts[0])
+        else:
+            exact = store
+        self._stores[layer] = self._layer(self._cache, layer).store = exact
+        (part,) = exact.parts()
+        # every batch row sees the one line
+        return replace(part, rows=None, writes=None)
+
     def _document(self) -> DocumentMemory:
-        layers = {}
-        for layer, store in self._stores.items():
-            (part,) = store.parts()
-            # every batch row sees the one line
-            layers[layer] = Part(part.key, part.value)
+        layers = {layer: self._pairs(layer) for layer in self._stores}
         offsets = [piece.offsets for piece in self.fetched]
         has_offsets = all(o is not None for o in offsets)
         text = "".join(piece.text for piece in self.fetched)

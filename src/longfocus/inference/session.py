@@ -13,8 +13,9 @@ cut a question away, and a batch of questions shares them.
 
 from collections.abc import Iterable, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, Self, overload
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -26,30 +27,27 @@ from longfocus.hf.documents import check_tokenizer
 from longfocus.hf.fingerprint import tokenizer_fingerprint
 from longfocus.hf.model import FocusMixin
 from longfocus.inference import session_file
-from longfocus.inference.answer import Answer, Asked, batches, until_end
-from longfocus.inference.conversation import Conversation
-from longfocus.inference.generation import asked, refuse_several, shaping
+from longfocus.inference.answer import Answer, Asked, batches, ending, until_end
+from longfocus.inference.conversation import Conversation, Mark
+from longfocus.inference.generation import asked, end_tokens, refuse_several, shaping
+from longfocus.inference.given import documents_of
 from longfocus.inference.progress import reading_bar
 from longfocus.inference.prompts import Message, Prompt, Prompts, message, starting_ids
 from longfocus.inference.reader import Reading
 from longfocus.inference.source import Source, expected_tokens, identify
+from longfocus.memory.audit import Retained, retained
 from longfocus.memory.document import DocumentMemory
-
-
-class Mark(NamedTuple):
-    """What a session knew at some time, to go back to."""
-
-    documents: tuple[DocumentMemory, ...]
-    conversation: Conversation
+from longfocus.memory.tiers import Rooms
 
 
 class Session:
     """Documents that one model has read, questions about them, and one conversation.
 
     `tokenizer` may be None for models of bare token ids. `window_prefix="bos"` begins every window that is read with
-    the tokenizer's BOS (also: token ids); the default, none, is LongLLaMA's. `search` and `top_k` override the model's.
-    `system` is the first message of the conversation and of every question, where the tokenizer has a chat template.
-    Raises LongFocusError for a document that this model or tokenizer cannot use.
+    the tokenizer's BOS (also: token ids); the default, none, is LongLLaMA's. `search`, `top_k`, `retain` override the
+    model's (`FocusConfig`). What is read and said takes at most `memory_budget` bytes; the rest goes to nameless files
+    in `spill_folder`, None for the system's temporary one. `system` is the first message of the conversation and of
+    every question, where the tokenizer has a chat template. Raises LongFocusError for a document of another model.
     """
 
     def __init__(
@@ -61,19 +59,26 @@ class Session:
         window_prefix: str | Sequence[int] = (),
         search: Search | None = None,
         top_k: int | None = None,
+        retain: float | None = None,
+        memory_budget: int | None = None,
+        spill_folder: str | Path | None = None,
         system: str | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.documents = list(documents)
+        self.documents = documents_of(documents)
         self.window_prefix = starting_ids(window_prefix, tokenizer)
-        self._search: dict[str, Any] = {"search": search, "top_k": top_k}
+        self._search: dict[str, Any] = {"search": search, "top_k": top_k, "retain": retain}
+        self._searches = FocusCache(model, **self._search).searches
+        self.rooms = Rooms(memory_budget, spill_folder)
+        self._shared = {"searches": self._searches, "allocate": self.rooms.allocate}
+        self._empty_cache = partial(FocusCache, model, **self._search, **self._shared)
         self._prompts = Prompts(tokenizer, system)
         self._unfinished: dict[object, Reading] = {}
         self._conversation = Conversation(self.cache())
 
     def cache(self) -> FocusCache:
         """A fresh window that sees all documents, for `model(..., past_key_values=)` and `model.generate`."""
-        return self._seeing(FocusCache(self.model, **self._search))
+        return self._seeing(self._empty_cache())
 
     def _seeing(self, cache: FocusCache) -> FocusCache:
         if any(document.description.read_with.tokenizer for document in self.documents):
@@ -94,6 +99,11 @@ class Session:
         return sum(document.nbytes for document in self.documents)
 
     @property
+    def retained(self) -> dict[int, Retained]:
+        """What approximate search keeps of the attention on the memory, by memory layer, measured on some queries."""
+        return retained(self._searches)
+
+    @property
     def messages(self) -> tuple[Message, ...]:
         """What was said in the conversation: `role` and `content` of every message."""
         return self._conversation.messages
@@ -103,12 +113,17 @@ class Session:
     ) -> DocumentMemory:
         """Read a text, a Path, an iterable of texts, or token ids `[tokens]` into one more document.
 
-        A `str` is always text, a `Path` a file. Shows a progress bar on a terminal (`progress` true: always, false:
-        never). Interrupted by Ctrl-C, the same call goes on at the last finished window.
+        A `str` is always text. Shows a progress bar on a terminal (`progress` true: always, false: never). Interrupted
+        by Ctrl-C, the same call goes on at the last finished window.
         """
         key = identify(source)
         reading = self._unfinished.get(key) or Reading(
-            self.model, self.tokenizer, source, name, self.window_prefix, self._search
+            self.model,
+            self.tokenizer,
+            source,
+            name,
+            self.window_prefix,
+            {**self._search, **self._shared},
         )
         self._unfinished[key] = reading
         try:
@@ -133,17 +148,14 @@ class Session:
         self.documents = kept
 
     def fork(self) -> "Session":
-        """Another session with the same documents and conversation, all of it shared; either goes on alone.
-
-        Use forks from one thread.
-        """
+        """Another session that shares documents and conversation; either goes on alone, in the same thread."""
         made = copy(self)
         made.documents = list(self.documents)
         made._unfinished = {}
         return made
 
     def mark(self) -> Mark:
-        """What is known now, for `rewind`. It shares the memory, and keeps the window of its time."""
+        """What is known now, for `rewind`: it shares the memory, and keeps the window of its time."""
         return Mark(tuple(self.documents), self._conversation)
 
     def rewind(self, mark: Mark) -> None:
@@ -174,20 +186,22 @@ class Session:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         documents: Iterable[DocumentMemory] = (),
+        **budget: Any,
     ) -> Self:
         """A saved session, which goes on where it stopped (up to rounding: its memory lies in other pieces).
+
+        `memory_budget` and `spill_folder` are not saved.
 
         Its documents are found where they were, or among `documents` (a library, say). Raises LongFocusError for
         another model or tokenizer, and for a document that is missing or was changed.
         """
-        saved = session_file.load(Path(path), model, tokenizer, documents)
+        saved = session_file.load(Path(path), model, tokenizer, documents_of(documents))
         try:
-            made = cls(model, tokenizer, documents=saved.documents, **saved.settings)
+            made = cls(model, tokenizer, documents=saved.documents, **saved.settings, **budget)
         except TypeError as error:
-            raise LongFocusError(
-                f"{path} was altered: its settings make no sense ({error})."
-            ) from error
+            raise LongFocusError(f"{path} has settings that make no sense ({error}).") from error
         made._conversation = saved.conversation
+        made._conversation.cache.share(made._searches, made.rooms.allocate)
         return made
 
     def _settings(self) -> dict[str, Any]:
@@ -197,8 +211,8 @@ class Session:
     def generate(self, prompt: Prompt, **kwargs: Any) -> Any:
         """`model.generate` on a prompt, a batch of them, or token ids `[batch, tokens]`, seeing all documents."""
         inputs = self._prompts.padded(self._prompts.rows(prompt), self.model.device)
-        settings = {**self._defaults(), **kwargs}
-        return self.model.generate(**inputs, past_key_values=self.cache(), **settings)
+        kwargs = {**self._defaults(), **kwargs}
+        return self.model.generate(**inputs, past_key_values=self.cache(), **kwargs)
 
     @overload
     def ask(self, question: str, max_new_tokens: int = ..., **kwargs: Any) -> Answer: ...
@@ -224,14 +238,13 @@ class Session:
         rows = self._prompts.rows(question, is_question=True)
         window = self.model.focus.config.window
         answers: dict[int, Answer] = {}
-        documents = self.mark().documents
         for batch in batches([len(row) for row in rows], window - max_new_tokens):
             prompts = [rows[row] for row in batch]
             new = self._generated(self.cache(), prompts, max_new_tokens, kwargs)
             for row, ids in zip(batch, new, strict=True):
                 replay = Asked(
                     self.model,
-                    lambda: FocusCache(self.model, documents, **self._search),
+                    partial(self._empty_cache, tuple(self.documents)),
                     tuple(rows[row]),
                     shaping(kwargs),
                 )
@@ -249,12 +262,7 @@ class Session:
         if (asked(self.model, kwargs, "num_beams") or 1) != 1:
             raise LongFocusError("A conversation has one row. Leave out num_beams.")
         before = self._conversation
-        ends = self._ends(kwargs)
-        last = (
-            before.ids[-1]
-            if before.ids and until_end([before.ids[-1], -1], ends)[1:] == []
-            else None
-        )
+        last = ending(before.ids, end_tokens(self.model, kwargs))
         prompt = (*before.ids, *self._prompts.turn(before.messages, said, last))
         cache = self._seeing(before.begin_turn())
         (ids,) = self._generated(cache, [list(prompt)], max_new_tokens, kwargs)
@@ -280,11 +288,7 @@ class Session:
             **given, past_key_values=cache, max_new_tokens=max_new_tokens, **settings
         )
         new = sequences[:, given["input_ids"].shape[1] :].tolist()
-        return [until_end(ids, self._ends(kwargs)) for ids in new]
-
-    def _ends(self, kwargs: dict[str, Any]) -> Any:
-        own = kwargs.get("generation_config") or self.model.generation_config
-        return kwargs.get("eos_token_id", own.eos_token_id)
+        return [until_end(ids, end_tokens(self.model, kwargs)) for ids in new]
 
     def _defaults(self) -> dict[str, Any]:
         """A pad token where the model has none, which `generate` would warn about at every call."""

@@ -7,7 +7,7 @@ space. Offsets count characters of the whole text.
 import logging
 import os.path
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -46,7 +46,10 @@ def open_source(source: Source, name: str | None = None) -> SourceText:
         return OneText(source, name)
     if isinstance(source, Path):
         return FolderText(source, name) if os.path.isdir(source) else FileText(source, name)
-    if isinstance(source, Iterable) and not is_token_ids(source):
+    # the keys of a table, or the numbers of bytes, are no texts
+    if isinstance(source, Iterable) and not (
+        is_token_ids(source) or isinstance(source, Mapping | bytes | bytearray)
+    ):
         return ManyTexts(cast(Iterable[str], source), name)
     raise LongFocusError(
         f"{type(source).__name__} cannot be read as text. Give a text, a Path, an iterable of texts, or token ids "

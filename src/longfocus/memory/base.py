@@ -3,15 +3,15 @@
     Part     pairs that lie together: storage, which batch row owns which line of it, what is visible
     Search   a function over any number of parts: one Partial for the memory layer to merge with its window
 
-A growing memory and a document give parts; a search never needs to know which. To add a search: one function
-with the signature of `Search`, one line in `memory.SEARCHES`, one line in the docs; the contract test runs over
-that table.
+A growing memory and a document give parts; a search never needs to know which. A search serves one memory layer, and
+may hold what it has learned of it. To add one: something with the signature of `Search`, one line in `memory.SEARCHES`,
+one line in the docs; the contract test runs over that table.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -19,7 +19,10 @@ from torch import Tensor
 
 from longfocus.core.attention import Partial, attend, merge, nothing
 from longfocus.core.blocked import exact_dtype
+from longfocus.core.runs import Pairs, Runs
+from longfocus.memory.clusters import Clusters
 from longfocus.memory.quantized import Scales
+from longfocus.memory.writes import Writes
 
 # Components of keys converted to another number type at a time.
 CONVERTED_ELEMENTS = 2**24
@@ -36,6 +39,21 @@ class Hits(NamedTuple):
     """Places in the part."""
 
 
+@runtime_checkable
+class PairsFile(Protocol):
+    """The file that pairs are mapped from. Raises LongFocusError where it was altered."""
+
+    def verify(self) -> None:
+        """All of the pairs are what was written."""
+
+    def verify_clusters(self) -> None:
+        """What `Clusters` says is what was written; nothing is said of the pairs."""
+
+    def fetch(self, line: int, kv_head: int, runs: Runs) -> None:
+        """Load and verify some runs of pairs of one line and KV head."""
+
+
+@runtime_checkable
 class Search(Protocol):
     """Attention of every query over (some of) the pairs of all parts."""
 
@@ -46,7 +64,6 @@ class Search(Protocol):
         *,
         scale: float,
         softcap: float | None = None,
-        top_k: int = 1,
     ) -> Partial: ...
 
 
@@ -56,7 +73,8 @@ class Part:
 
     `key`, `value` are `[lines, kv_heads, pairs, dim]`, `valid` `[lines, pairs]` (None: all are real). `rows[b]` is
     the line that batch row b sees; None: every row sees line 0 (a document). Beams and the questions of a batch
-    share lines. int8 pairs have `scales`. `touch` is called before pairs are looked at: a file checks them then.
+    share lines. int8 pairs have `scales`. Pairs that lie in a `file` are verified before they are looked at.
+    Pairs may lie sorted by `clusters`, every line and KV head in an order of its own.
     """
 
     key: Shaped[Tensor, "lines kv_heads pairs dim"]
@@ -64,10 +82,18 @@ class Part:
     valid: Bool[Tensor, "lines pairs"] | None = None
     rows: tuple[int, ...] | None = None
     scales: Scales | None = None
-    touch: Callable[[], None] | None = None
+    file: "PairsFile | None" = None
+    clusters: Clusters | None = None
+    writes: Writes | None = None
+    """What happens to the room that the pairs lie in; None for pairs that never change."""
 
     def __len__(self) -> int:
         return self.key.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, and of their scales."""
+        return sum(t.nbytes for t in (self.key, self.value, *(self.scales or ())))
 
     def attend(
         self,
@@ -93,7 +119,10 @@ class Part:
         self, positions: Int[Tensor, "batch heads query k"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "batch heads query k dim"], Float[Tensor, "batch heads query k dim"]]:
         """Keys and values at the given places, for every query and query head, as numbers of type `dtype`."""
-        self._touch()
+        self.verify()
+        if positions.device != self.key.device:
+            key, value = self.take(positions.to(self.key.device), dtype)
+            return key.to(positions.device), value.to(positions.device)
         batch, heads = positions.shape[:2]
         line = (
             torch.zeros(batch, dtype=torch.long) if self.rows is None else torch.tensor(self.rows)
@@ -120,18 +149,47 @@ class Part:
         scale = None if self.scales is None else self.scales.value
         return _numbers(self.value, scale, slice(start, stop), dtype)
 
+    def own_keys(
+        self, line: int, kv_head: int, places: slice | Int[Tensor, " some"]
+    ) -> Float[Tensor, "some dim"]:
+        """Keys at some places of one line and KV head; int8 ones as bfloat16."""
+        keys = self.key[line, kv_head][places]
+        if self.scales is None:
+            return keys
+        scale = self.scales.key[line, kv_head][places, None]
+        return keys.to(torch.bfloat16) * scale.to(torch.bfloat16)
+
+    def pairs(self, line: int, kv_head: int) -> Pairs:
+        """Keys and values of one line and KV head."""
+        own = (line, kv_head)
+        scales = () if self.scales is None else tuple(scale[own] for scale in self.scales)
+        return Pairs(self.key[own], self.value[own], *scales)
+
+    def run(self, line: int, kv_head: int, start: int, stop: int) -> "Part":
+        """Pairs [start, stop) of one line and KV head, none of them padding, as a part of its own."""
+        own = (slice(line, line + 1), slice(kv_head, kv_head + 1), slice(start, stop))
+        scales = None if self.scales is None else Scales(*(s[own] for s in self.scales))
+        return Part(self.key[own], self.value[own], None, None, scales)
+
     def to(self, device: torch.device) -> "Part":
         """The part on another device; the same object if it is there."""
         if self.key.device == device:
             return self
-        self._touch()
+        self.verify()
         scales = None if self.scales is None else Scales(*(s.to(device) for s in self.scales))
         valid = None if self.valid is None else self.valid.to(device)
-        return Part(self.key.to(device), self.value.to(device), valid, self.rows, scales)
+        clusters = None if self.clusters is None else self.clusters.to(device)
+        key, value = self.key.to(device), self.value.to(device)
+        return Part(key, value, valid, self.rows, scales, clusters=clusters)
 
-    def _touch(self) -> None:
-        if self.touch is not None:
-            self.touch()
+    def verify(self) -> None:
+        """Look for the first time: raises LongFocusError if the file of the pairs was altered."""
+        if self.file is not None:
+            self.file.verify()
+
+    def line_of(self, row: int) -> int:
+        """The line that a batch row sees."""
+        return 0 if self.rows is None else self.rows[row]
 
     def _line(self, line: int) -> "Part":
         own = slice(line, line + 1)
@@ -139,17 +197,19 @@ class Part:
         valid = None if self.valid is None else self.valid[own]
         return Part(self.key[own], self.value[own], valid, None, scales)
 
-    def of_row(self, row: int) -> "Part":
-        """The same pairs as a batch of that one row sees them."""
-        return self if self.rows is None else replace(self, rows=(self.rows[row],))
-
     def _by_line(
         self,
         query: Tensor,
         answer: Callable[[Tensor, "Part"], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Run `answer` once per line, with the queries of all rows that share it side by side."""
-        self._touch()
+        """Run `answer` once per line, with the queries of all rows that share it side by side.
+
+        Pairs on another device are looked at there: a query is small.
+        """
+        if query.device != self.key.device:
+            both = self._by_line(query.to(self.key.device), answer)
+            return both[0].to(query.device), both[1].to(query.device)
+        self.verify()
         batch = query.shape[0]
         if self.rows is not None and self.rows == tuple(range(self.key.shape[0])):
             return answer(query, self)

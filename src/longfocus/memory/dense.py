@@ -15,10 +15,8 @@ def dense(
     *,
     scale: float,
     softcap: float | None = None,
-    top_k: int = 1,
 ) -> Partial:
-    """Attention over all pairs of all parts; `top_k` has no effect."""
-    del top_k
+    """Attention over all pairs of all parts."""
     if not parts:
         return nothing(query)
     return merge([part.attend(query, scale=scale, softcap=softcap) for part in parts])

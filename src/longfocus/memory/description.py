@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
-from longfocus.config import MEMORY_DTYPES, Positions
+from longfocus.config import MEMORY_DTYPES, FocusConfig, Positions
 from longfocus.errors import LongFocusError, NewerFormat
 from longfocus.memory.header import canonical
 from longfocus.memory.parts import SourcePart
 
 FORMAT = "longfocus document memory"
 VERSION = 1
-DTYPES = (*MEMORY_DTYPES, "int8")
+DTYPES = MEMORY_DTYPES
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class ReadWith:
     top_k: int | None = None
     """Memory keys per query and head that a window saw of earlier ones; None: all, or one memory layer, where none
     are looked into while reading."""
+    retain: float | None = None
+    """Share of the attention on earlier windows that an approximate search was to keep; None: nothing was left out."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Description:
     """The user's own entries, to select documents by."""
     is_together: bool = False
     """Whether its parts were documents of their own, read as one stream on purpose."""
+    clusters: int = 0
+    """Clusters of every KV head that its pairs lie sorted by; 0: they lie in the order of the text."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it. Raises LongFocusError for what `from_dict` would not take back."""
@@ -100,6 +104,7 @@ class Description:
             parts=tuple(_part(part) for part in _sequence(values["parts"])),
             metadata=_texts(values["metadata"]),
             is_together=_one_of(values["is_together"], (True, False)),
+            clusters=_whole(values["clusters"]),
         )
         if list(made.memory_layers) != sorted(set(made.memory_layers)) or not made.memory_layers:
             raise ValueError(f"memory layers {made.memory_layers}")
@@ -107,6 +112,33 @@ class Description:
         if borders != sorted(borders) or borders[-1:] > [made.source_characters]:
             raise ValueError("parts that overlap, or lie beyond the end of the text")
         return made
+
+
+def check_words(name: Any, metadata: Any) -> None:
+    """Raise LongFocusError for a name or entries that a file could not hold."""
+    try:
+        _text(name)
+    except ValueError as error:
+        raise LongFocusError(
+            f"The name of a document must be text. Got {name!r} ({error}). Choose another, or none for its source's."
+        ) from error
+    try:
+        _texts(dict(metadata) if isinstance(metadata, Mapping) else metadata)
+    except ValueError as error:
+        raise LongFocusError(
+            f'The metadata of a document must be text: text, such as {{"language": "en"}}. Got {metadata!r} ({error}).'
+        ) from error
+
+
+def seen_of_earlier_windows(config: FocusConfig) -> dict[str, Any]:
+    """What a search lets a window see of earlier ones, if not all: entries of `ReadWith`."""
+    entries: dict[str, dict[str, Any]] = {
+        "dense": {},
+        "exact": {"top_k": config.top_k},
+        "clustered": {"retain": config.retain},
+        "faiss": {"top_k": config.top_k, "retain": config.retain},
+    }
+    return entries[config.search]
 
 
 def _read_with(given: Any) -> ReadWith:
@@ -119,6 +151,7 @@ def _read_with(given: Any) -> ReadWith:
         model=_texts(given["model"]),
         tokenizer=None if given["tokenizer"] is None else _text(given["tokenizer"]),
         top_k=None if given["top_k"] is None else _whole(given["top_k"], least=1),
+        retain=None if given["retain"] is None else _share(given["retain"]),
     )
 
 
@@ -141,6 +174,12 @@ def _texts(given: Any) -> dict[str, str]:
     if not isinstance(given, dict):
         raise ValueError(f"{given!r} is no table")
     return {_text(name): _text(value) for name, value in given.items()}
+
+
+def _share(given: Any) -> float:
+    if type(given) is not float or not 0 < given < 1:
+        raise ValueError(f"{given!r} is no share")
+    return given
 
 
 def _whole(given: Any, least: int = 0) -> int:

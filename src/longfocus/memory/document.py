@@ -20,12 +20,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from longfocus.errors import LongFocusError
+from longfocus.memory import store
 from longfocus.memory.base import Part
-from longfocus.memory.description import Description, ReadWith
+from longfocus.memory.converted import converted
+from longfocus.memory.description import DTYPES, Description, ReadWith
 from longfocus.memory.document_file import Content, open_document, tensors_of
 from longfocus.memory.header import canonical
 from longfocus.memory.parts import SourcePart
-from longfocus.memory.quantized import Scales, quantize
+from longfocus.memory.sorting import cluster
 from longfocus.memory.tensor_file import TensorFile, file_checksum, write_tensors
 
 
@@ -55,7 +57,7 @@ class DocumentMemory:
         is_together: bool = False,
     ) -> "DocumentMemory":
         """A document in memory, described by what it is made of."""
-        first = next(iter(layers.values())).key
+        first, clusters = next((part.key, part.clusters) for part in layers.values())
         encoded = None if text is None else text.encode()
         description = Description(
             name=name,
@@ -70,6 +72,7 @@ class DocumentMemory:
             parts=parts,
             metadata=dict(metadata or {}),
             is_together=is_together,
+            clusters=0 if clusters is None else len(clusters),
         )
         utf8 = None if not encoded else torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         narrow = torch.int32 if description.source_characters < 2**31 else torch.int64
@@ -163,6 +166,7 @@ class DocumentMemory:
         """The pairs of a memory layer on a device; copied there once."""
         place = (layer, device)
         if place not in self._on_devices:
+            self._check_model()
             self._on_devices[place] = self.layers[layer].to(device)
         return self._on_devices[place]
 
@@ -171,7 +175,8 @@ class DocumentMemory:
         offsets = self.offsets
         if offsets is None:
             raise LongFocusError(
-                f"document {self.name!r} was read from token ids and has no character offsets"
+                f"Document {self.name!r} was read from token ids, or with a slow tokenizer, and has no character "
+                "offsets. Read its text with a fast tokenizer."
             )
         start, end = offsets[position].tolist()
         return start, end
@@ -194,16 +199,32 @@ class DocumentMemory:
 
     def to(self, dtype: str) -> "DocumentMemory":
         """The document with keys and values in another type: a name of torch, or "int8" with a scale per key."""
+        if dtype not in DTYPES:
+            raise LongFocusError(
+                f"The memory of a document cannot be of type {dtype!r}. Give the name of one of: {', '.join(DTYPES)}."
+            )
         if dtype == self.description.dtype:
             return self
-        layers = {layer: _converted(part, dtype) for layer, part in self.layers.items()}
+        self._check_model()
         self.verify()
+        layers = {layer: converted(part, dtype) for layer, part in self.layers.items()}
         return replace(
             self,
             description=replace(self.description, dtype=dtype),
             layers=layers,
             file=None,
         )
+
+    def clustered(self) -> "DocumentMemory":
+        """The document with its pairs sorted for search="clustered"; as it is if that is done, or not worth it."""
+        if self.description.clusters or self.tokens < store.SORTED_FROM:
+            return self
+        self._check_model()
+        self.verify()
+        layers = {layer: cluster(part) for layer, part in self.layers.items()}
+        (count,) = {len(part.clusters or ()) for part in layers.values()}
+        description = replace(self.description, clusters=count)
+        return replace(self, description=description, layers=layers, file=None)
 
     def save(self, path: str | Path, *, replaces: bool = True) -> None:
         """Write one file, whole or not at all; the same document gives the same bytes.
@@ -230,13 +251,16 @@ class DocumentMemory:
     def verify(self) -> None:
         """Raise LongFocusError unless every byte of its file is what was written, and makes sense."""
         for part in self.layers.values():
-            if part.touch is not None:
-                part.touch()
+            part.verify()
         # each is checked as it is made
         _ = self.token_ids, self.text, self.offsets
 
-    def _contents(self) -> list[tuple[str, Tensor | None]]:
-        return list(self.content._asdict().items())
+    def _check_model(self) -> None:
+        """Whoever wrote a file could leave out the model; its keys must not reach another one unnoticed."""
+        if self.file is not None and not self.description.read_with.model:
+            raise LongFocusError(
+                f"{self.path} does not say which model it was read by, so no model can use it. Read the text again."
+            )
 
     def _checked(self, name: str) -> Tensor:
         if self.file is not None:
@@ -272,19 +296,3 @@ class DocumentMemory:
         return LongFocusError(
             f"{self.path or self.name} was altered: {why} ({what}). Copy the file again, or read the text again."
         )
-
-
-def _converted(part: Part, dtype: str) -> Part:
-    """The pairs in another type, on no file."""
-    if part.touch is not None:
-        part.touch()
-    wide = torch.float32 if dtype == "int8" else getattr(torch, dtype)
-    key, value = part.keys(0, len(part), wide), part.values(0, len(part), wide)
-    if not (key.isfinite().all() and value.isfinite().all()):
-        raise LongFocusError(
-            f"Some keys or values are too large for {dtype}. Choose bfloat16 or int8, which take as much room."
-        )
-    if dtype != "int8":
-        return Part(key, value)
-    (key, by_key), (value, by_value) = quantize(key), quantize(value)
-    return Part(key, value, scales=Scales(by_key, by_value))

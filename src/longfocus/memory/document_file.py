@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
@@ -12,12 +11,11 @@ from longfocus.errors import LongFocusError
 from longfocus.memory.base import Part
 from longfocus.memory.description import Description
 from longfocus.memory.header import DTYPES
-from longfocus.memory.quantized import LARGEST, Scales
+from longfocus.memory.pairs_file import mapped_part
+from longfocus.memory.sorting import side_by_side
 from longfocus.memory.tensor_file import TensorFile
 
-_CHECKED_ELEMENTS = 2**22
 _TOLD_CHARACTERS = 300
-_PAIRS = ("key", "value")
 
 
 class Content(NamedTuple):
@@ -43,10 +41,29 @@ def tensors_of(content: Content, layers: Mapping[int, Part]) -> dict[str, Tensor
     """Every tensor of a file, by its name in it."""
     found = {name: tensor for name, tensor in content._asdict().items() if tensor is not None}
     for layer, part in layers.items():
-        found |= {_name(layer, "key"): part.key[0], _name(layer, "value"): part.value[0]}
-        if part.scales is not None:
-            found[_name(layer, "key_scale")] = part.scales.key[0]
-            found[_name(layer, "value_scale")] = part.scales.value[0]
+        own = _sorted_tensors(part) if part.clusters is not None else _plain_tensors(part)
+        found |= {_name(layer, name): tensor[0] for name, tensor in own.items()}
+    return found
+
+
+def _plain_tensors(part: Part) -> dict[str, Tensor]:
+    scales = {}
+    if part.scales is not None:
+        scales = {"key_scale": part.scales.key, "value_scale": part.scales.value}
+    return {"key": part.key, "value": part.value, **scales}
+
+
+def _sorted_tensors(part: Part) -> dict[str, Tensor]:
+    assert part.clusters is not None
+    found = {
+        "pairs": side_by_side(part.key, part.value),
+        "centroids": part.clusters.centroids,
+        "spread": part.clusters.spread,
+        "starts": part.clusters.starts,
+        "order": part.clusters.order,
+    }
+    if part.scales is not None:
+        found["scales"] = side_by_side(*part.scales)
     return found
 
 
@@ -65,7 +82,7 @@ def open_document(path: Path) -> Opened:
         ) from error
     present = file.header.entries
     text, offsets = (file.tensor(n) if n in present else None for n in ("text", "offsets"))
-    layers = {layer: _mapped(file, layer) for layer in described.memory_layers}
+    layers = {layer: mapped_part(file, _name(layer, "")) for layer in described.memory_layers}
     return Opened(described, layers, Content(file.tensor("token_ids"), text, offsets), file)
 
 
@@ -86,11 +103,26 @@ def _check_entries(file: TensorFile, described: Description) -> None:
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         "token_ids": (("I32",), (described.tokens,))
     }
+    own = {
+        "key": ((kinds[described.dtype],), pairs),
+        "value": ((kinds[described.dtype],), pairs),
+        "key_scale": (("F32",), pairs[:2]),
+        "value_scale": (("F32",), pairs[:2]),
+    }
+    if described.clusters:
+        heads, tokens, dim = pairs
+        own = {
+            "pairs": ((kinds[described.dtype],), (heads, tokens, 2, dim)),
+            "centroids": (("F32",), (heads, described.clusters, dim)),
+            "spread": (("F32",), (heads, described.clusters)),
+            "starts": (("I64",), (heads, described.clusters + 1)),
+            "order": (("I32",), (heads, tokens)),
+            "scales": (("F32",), (heads, tokens, 2)),
+        }
     for layer in described.memory_layers:
-        for what in _PAIRS:
-            expected[_name(layer, what)] = ((kinds[described.dtype],), pairs)
-            if described.dtype == "int8":
-                expected[_name(layer, f"{what}_scale")] = (("F32",), pairs[:2])
+        for what, kind in own.items():
+            if described.dtype == "int8" or "scale" not in what:
+                expected[_name(layer, what)] = kind
     present = file.header.entries
     if described.source_characters:
         expected["text"] = (("U8",), (present["text"].nbytes if "text" in present else 0,))
@@ -101,36 +133,3 @@ def _check_entries(file: TensorFile, described: Description) -> None:
     for name, (dtypes, shape) in expected.items():
         if present[name].dtype not in dtypes or present[name].shape != shape:
             raise ValueError(f"{name} is {present[name].dtype} {present[name].shape}")
-
-
-def _mapped(file: TensorFile, layer: int) -> Part:
-    """Pairs on a mapped file, verified when they are first looked at."""
-    present = file.header.entries
-    names = [name for name in present if name.startswith(_name(layer, ""))]
-    key, value = (file.tensor(_name(layer, what))[None] for what in _PAIRS)
-    scales = None
-    if _name(layer, "key_scale") in present:
-        scales = Scales(*(file.tensor(_name(layer, f"{what}_scale"))[None] for what in _PAIRS))
-    return Part(key, value, scales=scales, touch=_Touch(file, names))
-
-
-class _Touch:
-    """Verifies some tensors of a file, once."""
-
-    def __init__(self, file: TensorFile, names: list[str]) -> None:
-        self.file, self.waiting = file, set(names)
-
-    def __call__(self) -> None:
-        for name in list(self.waiting):
-            self.file.verify(name)
-            tensor = self.file.tensor(name)
-            # what a scale makes of int8 must be finite too
-            largest = LARGEST if name.endswith("_scale") else 1
-            for some in tensor.flatten().split(_CHECKED_ELEMENTS):
-                if not (torch.stack(some.aminmax()) * largest).isfinite().all():
-                    raise LongFocusError(
-                        f"{self.file.path} holds keys or values that are NaN or infinite ({name}), which would spoil "
-                        "every answer. Read the text again."
-                    )
-            # another thread may have been here
-            self.waiting.discard(name)

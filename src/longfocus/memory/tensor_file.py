@@ -110,11 +110,14 @@ class TensorFile:
         )
         return flat.view(entry.shape)
 
-    def verify(self, name: str, start: int = 0, stop: int | None = None) -> None:
-        """Raise LongFocusError unless bytes [start, stop) of a tensor are those written; each block is read once."""
+    def verify(self, name: str, start: int = 0, stop: int | None = None) -> list[int]:
+        """Raise LongFocusError unless bytes [start, stop) of a tensor are those written; each block is read once.
+
+        Returns the blocks that were read now.
+        """
         entry = self.header.entries[name]
         done = self._is_verified[name]
-        stop = entry.nbytes if stop is None else stop
+        stop, read = entry.nbytes if stop is None else stop, []
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
             if done[block]:
                 continue
@@ -128,6 +131,14 @@ class TensorFile:
                     f"header says. {_AGAIN}"
                 )
             done[block] = True
+            read.append(block)
+        return read
+
+    def will_need(self, name: str, start: int, stop: int) -> None:
+        """Let the system load bytes [start, stop) of a tensor, all at once: much faster than when they are touched."""
+        first = self._data_start + self.header.entries[name].start
+        begin = (first + start) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, begin, first + stop - begin)
 
     def _mapped(self, descriptor: int) -> mmap.mmap:
         try:

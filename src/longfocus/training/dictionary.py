@@ -70,7 +70,8 @@ def train_dictionary(
 def _save(model: Any, recipe: DictionaryRecipe, outcome: Outcome, directory: Path) -> None:
     """The model in bf16 with its sharpened scores, and how long each stage took."""
     with torch.no_grad():
-        model.model.layers[recipe.memory_layer].self_attn.q_norm.weight.mul_(recipe.sharpen)
+        for attention in _memory_attention(model, recipe):
+            attention.q_norm.weight.mul_(recipe.sharpen)
     (directory / SUMMARY_FILE).write_text(json.dumps({"stages": outcome.stages}, indent=1) + "\n")
     model.to(torch.bfloat16).save_pretrained(directory)
 
@@ -102,7 +103,7 @@ def make_model(recipe: DictionaryRecipe) -> Any:
         model: Any = Qwen3ForCausalLM(config)
         _draw_weights(model, recipe)
     focus = FocusConfig(
-        memory_layers=(recipe.memory_layer,),
+        memory_layers=recipe.memory_layers,
         window=task.WINDOW,
         positions="none",
         memory_dtype="bfloat16",
@@ -167,10 +168,15 @@ def _crossbatch_stage(
 
 @torch.no_grad()
 def _soften(model: Any, recipe: DictionaryRecipe) -> None:
-    """Give the memory layer's softmax the temperature of the last stage."""
-    attention = model.model.layers[recipe.memory_layer].self_attn
-    product = (attention.q_norm.weight * attention.k_norm.weight).mean()
-    attention.q_norm.weight.mul_(recipe.contrast_temperature / product)
+    """Give the softmax of the memory layers the temperature of the last stage."""
+    for attention in _memory_attention(model, recipe):
+        product = (attention.q_norm.weight * attention.k_norm.weight).mean()
+        attention.q_norm.weight.mul_(recipe.contrast_temperature / product)
+
+
+def _memory_attention(model: Any, recipe: DictionaryRecipe) -> list[Any]:
+    """The attention modules of the memory layers."""
+    return [model.model.layers[layer].self_attn for layer in recipe.memory_layers]
 
 
 def _curriculum_step(
@@ -220,8 +226,8 @@ def _answer(model: Any, batch: task.TaskBatch, plan: Tensor) -> StepResult:
 def _adamw(
     model: Any, recipe: DictionaryRecipe, rate: float, temperature_factor: float
 ) -> torch.optim.Optimizer:
-    attention = model.model.layers[recipe.memory_layer].self_attn
-    temperature = [attention.q_norm.weight, attention.k_norm.weight]
+    attention = _memory_attention(model, recipe)
+    temperature = [norm.weight for each in attention for norm in (each.q_norm, each.k_norm)]
     rest = [
         weight for weight in model.parameters() if all(weight is not other for other in temperature)
     ]

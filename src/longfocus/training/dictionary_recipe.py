@@ -25,7 +25,7 @@ class DictionaryRecipe:
     kv_heads: int = 1
     head_dim: int = 128
     """One wide key per token tells more records apart than two of half the width, at the same memory."""
-    memory_layer: int = 2
+    memory_layers: tuple[int, ...] = (2,)
     rope_theta: float = 100.0
     """Windows are short: with 10,000 learning takes longer."""
 
@@ -52,14 +52,25 @@ class DictionaryRecipe:
     """AdamW learning rate after 20 steps, cooled down linearly to 0 over the last `cooldown` of the stage."""
     cooldown: float = 0.7
     temperature_factor: float = 0.3
-    """Learning rate of q_norm and k_norm of the memory layer, as a multiple of `rate`, in the crossbatch stage."""
+    """Learning rate of q_norm and k_norm of the memory layers, as a multiple of `rate`, in the crossbatch stage."""
     contrast_steps: int = 450
     contrast_temperature: float = 1.0
-    """Mean product of the weights of q_norm and k_norm in the memory layer, held in the last stage: scores of normed
+    """Mean product of the weights of q_norm and k_norm in the memory layers, held in the last stage: scores of normed
     vectors reach sqrt(head_dim) times as much."""
     sharpen: float = 15.0
-    """Factor on the scores of the memory layer, multiplied into its q_norm after training; chosen on other seeds
+    """Factor on the scores of the memory layers, multiplied into their q_norm after training; chosen on other seeds
     than those of the evaluation."""
+
+    def __post_init__(self) -> None:
+        layers = self.memory_layers
+        if (
+            not layers
+            or len(set(layers)) < len(layers)
+            or not set(layers) < set(range(self.layers))
+        ):
+            raise LongFocusError(
+                f"memory_layers must be some, not all, of the layers 0 to {self.layers - 1}, none twice. Got {layers}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": KIND, **asdict(self)}

@@ -13,7 +13,7 @@ from longfocus.memory.document import DocumentMemory
 def answer_page(
     question: str, answer: Answer, tokenizer: PreTrainedTokenizerBase | None
 ) -> AnswerPage:
-    """The page of an answer. Raises LongFocusError if a document was read from token ids and has no text to show."""
+    """The page of an answer. Raises LongFocusError for a document whose tokens have no places in a text."""
     texts = _texts(answer.token_ids, tokenizer)
     tokens = tuple(
         AnswerToken(text, tuple(Looked(r.number, r.start, r.end, r.weight) for r in looked))
@@ -40,7 +40,8 @@ def _document(document: DocumentMemory, place: int, answer: Answer) -> PageDocum
     offsets = document.offsets
     if offsets is None or document.text is None:
         raise LongFocusError(
-            f"Document {document.name!r} was read from token ids and has no text to show. Read its text instead."
+            f"Document {document.name!r} was read from token ids, or with a slow tokenizer, and has no text to show. "
+            "Read its text with a fast tokenizer."
         )
     starts, ends = offsets.numpy().T
     return PageDocument(

@@ -29,6 +29,7 @@ from longfocus.inference.page.html import (
 )
 from longfocus.inference.page.input import AnswerPage, AnswerToken, Looked, PageDocument
 from longfocus.inference.page.view import DocumentView, Look, PageView, view
+from longfocus.memory.atomic import whole_file, write_all
 
 __all__ = ["AnswerPage", "AnswerToken", "Looked", "PageDocument", "render_page", "write_page"]
 
@@ -45,10 +46,10 @@ STRIPS = (
 
 
 def write_page(path: Path, page: AnswerPage, *, max_text_characters: int = 20_000_000) -> None:
-    """Write `render_page` to a file, which is replaced in one step."""
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_bytes(render_page(page, max_text_characters=max_text_characters).encode())
-    temporary.replace(path)
+    """Write `render_page` to a file, whole or not at all. Raises LongFocusError if it cannot be written."""
+    rendered = render_page(page, max_text_characters=max_text_characters).encode()
+    with whole_file(path) as descriptor:
+        write_all(descriptor, rendered)
 
 
 def render_page(page: AnswerPage, *, max_text_characters: int = 20_000_000) -> str:
