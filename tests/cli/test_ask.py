@@ -250,3 +250,35 @@ def test_a_document_of_another_model_is_refused(run: Any, library: Path) -> None
     said = run("ask", "Who?", "--library", library, "--model", "code", *SHORT)
     assert (said.code, said.out) == (2, "")
     assert "was read with another tokenizer. Its token ids mean something else here." in said.err
+
+
+def test_a_library_read_for_clustered_search_is_asked_with_it(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longfocus.memory.store.SORTED_FROM", 40)
+    source, folder = tmp_path / "owl.txt", tmp_path / "library"
+    source.write_text(TEXT * 2)
+    code, said, _ = run("read", source, "--library", folder, "--search", "clustered")
+    assert code == 0
+    (kept,) = Library(folder).select()
+    assert kept.description.clusters
+    again = run("read", source, "--library", folder, "--search", "clustered")[1]
+    assert "unchanged" in again
+    dense = run("ask", QUESTIONS[0], "--library", folder, *SHORT)
+    code, said, told = run(
+        "ask",
+        QUESTIONS[0],
+        "--library",
+        folder,
+        "--search",
+        "clustered",
+        "--memory-gib",
+        "0",
+        *SHORT,
+    )
+    assert (code, said) == dense[:2]
+    assert told.startswith("layer 1: kept 100.00% of the attention on the memory")
+    # the same source in the order of its text is another document
+    run("read", source, "--library", folder, "--search", "dense")
+    (kept,) = Library(folder).select()
+    assert not kept.description.clusters

@@ -1,6 +1,7 @@
 """`longfocus ask QUESTION --model MODEL --library DIR`: an answer from memory, and where the model looked."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from longfocus.inference.texts.folder import printable
 
 if TYPE_CHECKING:
     from longfocus.inference.answer import Answer, Span
+    from longfocus.inference.session import Session
 
 SHOWN_CHARACTERS = 160
 
@@ -51,6 +53,8 @@ def run(arguments: Arguments) -> None:
         print(answer.text)
         if arguments.sources:
             print(sources_text(answer))
+    if session.retained:
+        print(kept_text(session), file=sys.stderr)
     if arguments.html is not None:
         from longfocus.inference.page.of_answer import answer_page
         from longfocus.inference.page.render import write_page
@@ -79,6 +83,20 @@ def _check(arguments: Arguments) -> None:
             raise LongFocusError(f"{path} is a folder. Give the name of a file to write.")
     if arguments.html is not None and len(arguments.questions) > 1:
         raise LongFocusError("--html shows one answer. Give one question.")
+
+
+def kept_text(session: "Session") -> str:
+    """What approximate search kept, one memory layer a line."""
+    lines = [
+        f"layer {layer}: kept {own.mean:.2%} of the attention on the memory (least {own.least:.2%}, {own.queries:,} "
+        "queries measured)"
+        for layer, own in session.retained.items()
+    ]
+    proven = [
+        f"layer {layer}: proven for {own.queries:,} queries: at most {own.most:.2%} missed"
+        for layer, own in session.certified.items()
+    ]
+    return "\n".join(lines + proven)
 
 
 def sources_text(answer: "Answer") -> str:

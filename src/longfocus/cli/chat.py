@@ -69,6 +69,9 @@ def _session(arguments: Arguments) -> "Session":
         "--window-prefix": arguments.window_prefix,
         "--search": arguments.search,
         "--top-k": arguments.top_k,
+        "--retain": arguments.retain,
+        "--index": arguments.index,
+        "--certify": arguments.certify,
     }
     if given := [name for name, value in own.items() if value is not None]:
         raise LongFocusError(f"A saved session has its own settings. Leave out {', '.join(given)}.")

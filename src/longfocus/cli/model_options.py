@@ -51,11 +51,15 @@ class DocumentOptions:
     read: tuple[Path, ...] = ()
     """Texts, folders, PDF or HTML files to read now."""
     search: Search | None = None
-    """dense, exact for the best --top-k, or clustered; the default is the model's."""
+    """dense, clustered, or exact and faiss for the best --top-k; the default is the model's."""
     top_k: int | None = None
-    """Memory keys per query and head under --search exact."""
+    """Memory keys per query and head under --search exact and faiss."""
     retain: float | None = None
     """Share of the attention on the memory that --search clustered keeps."""
+    index: str | None = None
+    """FAISS index factory string for --search faiss, such as Flat or HNSW32."""
+    certify: bool | None = None
+    """Prove for every query of --search clustered that it misses no more than 1 - --retain."""
     memory_gib: float | None = None
     """GiB of memory at most for what is read or said now; the rest goes to files without a name."""
     spill_folder: Path | None = None
@@ -142,6 +146,8 @@ def open_session(
         search=options.search,
         top_k=options.top_k,
         retain=options.retain,
+        index=options.index,
+        certify=options.certify,
         memory_budget=None if options.memory_gib is None else int(options.memory_gib * 2**30),
         spill_folder=options.spill_folder,
         system=system,

@@ -35,6 +35,9 @@ class Arguments(ModelOptions):
     """Read all sources as one stream, so that later ones see earlier ones. They cannot be taken apart again."""
     memory_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
     """Number type of the memory in the file; the default is the model's."""
+    search: Literal["dense", "exact", "clustered"] | None = None
+    """How windows look into earlier ones, with several memory layers; `clustered` also sorts the pairs in the file, for
+    `ask --search clustered`. The default is the model's."""
     metadata: tuple[str, ...] = field(default=())
     """Entries to select documents by, each KEY=VALUE."""
 
@@ -155,6 +158,7 @@ def _read(
             name,
             window_prefix=prefix,
             memory_dtype=arguments.memory_dtype,
+            search=arguments.search,
             metadata=metadata or None,
             progress=report,
         )

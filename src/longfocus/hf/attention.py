@@ -179,7 +179,7 @@ def _focus_attention(
     if trace is not None and parts:
         # with a gate, exp(score) is divided by the memory's own sum, and the result takes the gate's share
         gated = None if gates is None else other.lse - functional.logsigmoid(gates)[:, None]
-        top_k = call.config.top_k if call.config.search == "exact" else None
+        top_k = call.config.top_k if call.config.search in ("exact", "faiss") else None
         total = joint.lse if gated is None else gated
         last, total = query[:, :, -call.traced :], total[:, :, -call.traced :]
         trace.look(focus_layer.layer, last, parts, total, top_k=top_k, **scoring)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from longfocus.config import Search
 from longfocus.errors import LongFocusError, NewerFormat
 from longfocus.hf.model import FocusMixin
 from longfocus.inference.journal import SUFFIX, Journal
@@ -43,6 +44,7 @@ def read_into(
     *,
     window_prefix: tuple[int, ...] = (),
     memory_dtype: str | None = None,
+    search: Search | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Collected:
@@ -50,13 +52,15 @@ def read_into(
 
     A document of that name that was read from another text, or with another model, is replaced when the new one is
     complete; one that cannot be opened, too. Killed at any moment, the same call goes on behind the last finished step.
-    `memory_dtype` is that of the file, None the model's. Raises LongFocusError for an unreadable source, for a name
+    `memory_dtype` is that of the file, None the model's; `search` is how windows look into earlier ones, and
+    "clustered" sorts the file for it. Raises LongFocusError for an unreadable source, for a name
     that no file can have, or a file that cannot be written.
     """
     known = _known(library, name or name_of(source))
     if metadata is None and known is not None:
         metadata = known.metadata
-    reading = Reading(model, tokenizer, source, name, window_prefix, metadata=metadata)
+    searches = {} if search is None else {"search": search}
+    reading = Reading(model, tokenizer, source, name, window_prefix, searches, metadata)
     # a name that cannot be written is refused now, not behind hours of reading
     library.path_of(reading.name)
     is_there = reading.name in library
@@ -108,6 +112,7 @@ def _is_alike(known: DocumentMemory, reading: Reading, memory_dtype: str | None)
         and list(described.memory_layers) == reading.layers
         and described.metadata == reading.metadata
         and described.dtype == (memory_dtype or reading.dtype)
+        and bool(described.clusters) == reading.will_be_sorted(described.tokens)
     )
 
 

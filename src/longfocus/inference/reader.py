@@ -107,15 +107,13 @@ class Reading:
         self._is_exhausted = False
         self._search = dict(search or {})
         self._cache = FocusCache(model, **self._search)
-        narrow = self._cache.config.memory_dtype
+        own = self._cache.config
+        dtype = None if own.memory_dtype is None else getattr(torch, own.memory_dtype)
+        # with one memory layer nobody looks into what is read before all of it is
+        sorts = own.search == "clustered" and len(config.memory_layers) > 1
         self._stores: dict[int, Store] = {}
         for layer in config.memory_layers:
-            # with one memory layer nobody looks into what is read before all of it is
-            store = Store(
-                None if narrow is None else getattr(torch, narrow),
-                is_clustered=self._is_sorted and len(config.memory_layers) > 1,
-                allocate=self._cache.allocate,
-            )
+            store = Store(dtype, is_clustered=sorts, allocate=self._cache.allocate)
             self._stores[layer] = self._layer(self._cache, layer).store = store
 
     @property
@@ -142,9 +140,9 @@ class Reading:
             **(seen_of_earlier_windows(self._cache.config) if len(self._stores) > 1 else {}),
         )
 
-    @property
-    def _is_sorted(self) -> bool:
-        return self._cache.config.search == "clustered"
+    def will_be_sorted(self, tokens: int) -> bool:
+        """Whether a document of so many tokens gets its pairs sorted by clusters."""
+        return self._cache.config.search == "clustered" and tokens >= growing.SORTED_FROM
 
     def run(
         self, progress: Progress | None = None, journal: Journal | None = None
@@ -264,7 +262,7 @@ class Reading:
         """
         store = self._stores[layer]
         parts, exact = store.parts(), store.empty()
-        if self._is_sorted and self.done >= growing.SORTED_FROM:
+        if self.will_be_sorted(self.done):
             exact.adopt_sorted(cluster(parts, allocate=store.allocate))
         elif parts[0].key.untyped_storage().nbytes() > parts[0].nbytes:
             exact.adopt_copy(parts[0])

@@ -27,15 +27,23 @@ from longfocus.hf.documents import check_tokenizer
 from longfocus.hf.fingerprint import tokenizer_fingerprint
 from longfocus.hf.model import FocusMixin
 from longfocus.inference import session_file
-from longfocus.inference.answer import Answer, Asked, batches, ending, until_end
+from longfocus.inference.answer import Answer, Asked, batches, ending
 from longfocus.inference.conversation import Conversation, Mark
-from longfocus.inference.generation import asked, end_tokens, refuse_several, shaping
+from longfocus.inference.generation import (
+    asked,
+    defaults,
+    end_tokens,
+    generated,
+    refuse_several,
+    shaping,
+)
 from longfocus.inference.given import documents_of
 from longfocus.inference.progress import reading_bar
 from longfocus.inference.prompts import Message, Prompt, Prompts, message, starting_ids
 from longfocus.inference.reader import Reading
 from longfocus.inference.source import Source, expected_tokens, identify
 from longfocus.memory.audit import Retained, retained
+from longfocus.memory.certified import Certified, certified
 from longfocus.memory.document import DocumentMemory
 from longfocus.memory.tiers import Rooms
 
@@ -44,10 +52,11 @@ class Session:
     """Documents that one model has read, questions about them, and one conversation.
 
     `tokenizer` may be None for models of bare token ids. `window_prefix="bos"` begins every window that is read with
-    the tokenizer's BOS (also: token ids); the default, none, is LongLLaMA's. `search`, `top_k`, `retain` override the
-    model's (`FocusConfig`). What is read and said takes at most `memory_budget` bytes; the rest goes to nameless files
-    in `spill_folder`, None for the system's temporary one. `system` is the first message of the conversation and of
-    every question, where the tokenizer has a chat template. Raises LongFocusError for a document of another model.
+    the tokenizer's BOS (also: token ids); the default, none, is LongLLaMA's. `search`, `top_k`, `retain`, `index`,
+    `certify` override the model's (`FocusConfig`). What is read and said takes at most `memory_budget` bytes; the rest
+    goes to nameless files in `spill_folder`, None for the system's temporary one. `system` is the first message of the
+    conversation and of every question, where the tokenizer has a chat template. Raises LongFocusError for a document
+    of another model.
     """
 
     def __init__(
@@ -60,6 +69,8 @@ class Session:
         search: Search | None = None,
         top_k: int | None = None,
         retain: float | None = None,
+        index: str | None = None,
+        certify: bool | None = None,
         memory_budget: int | None = None,
         spill_folder: str | Path | None = None,
         system: str | None = None,
@@ -67,12 +78,14 @@ class Session:
         self.model, self.tokenizer = model, tokenizer
         self.documents = documents_of(documents)
         self.window_prefix = starting_ids(window_prefix, tokenizer)
-        self._search: dict[str, Any] = {"search": search, "top_k": top_k, "retain": retain}
+        chosen = {"search": search, "top_k": top_k, "retain": retain}
+        self._search: dict[str, Any] = {**chosen, "index": index, "certify": certify}
         self._searches = FocusCache(model, **self._search).searches
         self.rooms = Rooms(memory_budget, spill_folder)
         self._shared = {"searches": self._searches, "allocate": self.rooms.allocate}
         self._empty_cache = partial(FocusCache, model, **self._search, **self._shared)
         self._prompts = Prompts(tokenizer, system)
+        self._generated = partial(generated, model, self._prompts)
         self._unfinished: dict[object, Reading] = {}
         self._conversation = Conversation(self.cache())
 
@@ -102,6 +115,11 @@ class Session:
     def retained(self) -> dict[int, Retained]:
         """What approximate search keeps of the attention on the memory, by memory layer, measured on some queries."""
         return retained(self._searches)
+
+    @property
+    def certified(self) -> dict[int, Certified]:
+        """What search with `certify` has proven to miss at most, by memory layer."""
+        return certified(self._searches)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -211,7 +229,7 @@ class Session:
     def generate(self, prompt: Prompt, **kwargs: Any) -> Any:
         """`model.generate` on a prompt, a batch of them, or token ids `[batch, tokens]`, seeing all documents."""
         inputs = self._prompts.padded(self._prompts.rows(prompt), self.model.device)
-        kwargs = {**self._defaults(), **kwargs}
+        kwargs = {**defaults(self.model, self._prompts), **kwargs}
         return self.model.generate(**inputs, past_key_values=self.cache(), **kwargs)
 
     @overload
@@ -275,22 +293,3 @@ class Session:
             (*first, message("user", said), message("assistant", text)),
         )
         return Answer(text, tuple(ids), Asked(self.model, start.fork, prompt, shaping(kwargs)))
-
-    def _generated(
-        self, cache: FocusCache, rows: list[list[int]], max_new_tokens: int, kwargs: dict[str, Any]
-    ) -> list[list[int]]:
-        """New tokens of every row, up to the one that ends its answer."""
-        given = self._prompts.padded(rows, self.model.device)
-        # a given config says itself whether tokens are drawn
-        greedy = {} if "generation_config" in kwargs else {"do_sample": False}
-        settings = {**greedy, **self._defaults(), **kwargs}
-        sequences = self.model.generate(
-            **given, past_key_values=cache, max_new_tokens=max_new_tokens, **settings
-        )
-        new = sequences[:, given["input_ids"].shape[1] :].tolist()
-        return [until_end(ids, end_tokens(self.model, kwargs)) for ids in new]
-
-    def _defaults(self) -> dict[str, Any]:
-        """A pad token where the model has none, which `generate` would warn about at every call."""
-        config = self.model.generation_config
-        return {} if config.pad_token_id is not None else {"pad_token_id": self._prompts.pad}

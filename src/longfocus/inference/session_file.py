@@ -167,7 +167,7 @@ def _check_reader(
 ) -> None:
     config, own = FocusConfig.from_dict(given["config"]), model.focus.config
     # how a memory is searched may differ from session to session
-    free = {"search", "top_k", "retain"}
+    free = {"search", "top_k", "retain", "index", "certify"}
     different = [
         entry.name
         for entry in fields(FocusConfig)

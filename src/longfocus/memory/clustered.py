@@ -226,7 +226,7 @@ class _Memory:
         """Expected log mass of all clusters of all parts."""
         scaled = query.float() * self.scale
         ranks = [own.log_mass(scaled, line, self.kv_head) for _, line, own in self._clusters()]
-        return torch.cat(ranks, 1) if len(ranks) > 1 else ranks[0]
+        return torch.cat([some.to(query.device) for some in ranks], 1)
 
     def _visit(self, query: Tensor, best: Tensor) -> Partial:
         """Attention of every query over the clusters that it wants `[queries, wanted]`; each is read once."""
@@ -249,18 +249,21 @@ class _Memory:
         found, first = [], 0
         for part, line, own in self._clusters():
             here = (clusters >= first) & (clusters < first + len(own))
-            mine = clusters[here] - first
+            # pairs on another device are looked at there
+            there = part.key.device
+            mine = (clusters[here] - first).to(there)
             first += len(own)
             if not len(mine):
                 continue
             starts = own.starts[line, self.kv_head]
             until = torch.cat([bounds[:-1][here], bounds[1:][here][-1:]])
-            runs = Runs(starts[mine], starts[mine + 1], until - until[0])
+            runs = Runs(starts[mine], starts[mine + 1], (until - until[0]).to(there))
             if part.file is not None:
                 part.file.fetch(line, self.kv_head, runs)
             pairs = part.pairs(line, self.kv_head)
-            asked = asking[until[0] : until[-1]]
-            found.append(attend_runs(asked, pairs, runs, scale=self.scale, softcap=self.softcap))
+            asked = asking[until[0] : until[-1]].to(there)
+            both = attend_runs(asked, pairs, runs, scale=self.scale, softcap=self.softcap)
+            found.append(tuple(tensor.to(query.device) for tensor in both))
         outputs, lses = (torch.cat(of) if len(of) > 1 else of[0] for of in zip(*found, strict=True))
         back = order.argsort()
         output = outputs[back].unflatten(0, (-1, wanted))

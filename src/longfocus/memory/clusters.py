@@ -48,7 +48,7 @@ class Clusters:
         Keys are taken for Gaussian around their centroid: query . centroid + |query|^2 spread / (2 dim) + ln n.
         Empty clusters have -inf.
         """
-        query = query.to(self.centroids.dtype)
+        query = query.to(self.centroids)
         expected = query @ self.centroids[line, kv_head].mT
         size = query.square().sum(-1, keepdim=True) / (2 * query.shape[1])
         return expected.addcmul_(size, self.spread[line, kv_head]).add_(
