@@ -190,7 +190,7 @@ def answers_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.native_library() is None
     pairs, runs = pairs_of(64, torch.float32), runs_of()
     query = torch.randn(int(runs.asking[-1]), 64)
-    monkeypatch.setattr(module, "_in_c", None)
+    monkeypatch.setattr(module, "_Call", None)
     for one, other in zip(
         attend_runs(query, pairs, runs, scale=0.3),
         plain(query, pairs, runs, scale=0.3),

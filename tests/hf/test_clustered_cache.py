@@ -15,7 +15,7 @@ from longfocus import FocusCache
 from longfocus.hf.cache_state import cache_state, restore_cache
 from longfocus.memory import clustered, sorting, store
 from longfocus.memory.audit import Audit, Width
-from longfocus.memory.clustered import FIRST, Clustered
+from longfocus.memory.clustered import Clustered
 
 NEW = 41
 LAYERS = ENTRY.memory_layers
@@ -154,7 +154,7 @@ def test_a_cache_goes_on_with_what_another_has_learned(model: PreTrainedModel) -
     with torch.no_grad():
         model(input_ids, past_key_values=cache)
     assert all(search.audit.report() is not None for search in searches.values())
-    searches[LAYERS[0]].audit.width = Width(0.01, 3 * FIRST)
+    searches[LAYERS[0]].audit.width = Width(0.01, 24)
     other = FocusCache(model, search="clustered", searches=cache.searches)
     assert other.searches[LAYERS[0]] is searches[LAYERS[0]]
     assert cache.fork().searches is cache.searches

@@ -52,20 +52,24 @@ def attend_runs(
     in_tiles = pairs.key.dtype == query.dtype == torch.bfloat16 and library.has_tiles(
         query.shape[1]
     )
-    many = (runs.asking.diff() >= (MANY_IN_TILES if in_tiles else MANY)).tolist()
     output = query.new_empty(query.shape, dtype=torch.float32)
     lse = query.new_empty(len(query), dtype=torch.float32)
-    light = [run for run, is_heavy in enumerate(many) if not is_heavy]
-    _in_c(library, query, pairs, runs, light, scale, softcap, output, lse)
-    for run, is_heavy in enumerate(many):
-        if is_heavy:
-            own = slice(int(runs.asking[run]), int(runs.asking[run + 1]))
-            key, value = _numbers(
-                pairs, slice(int(runs.starts[run]), int(runs.stops[run])), query.dtype
-            )
-            output[own], lse[own] = _attend(
-                query[own], key, value, Scoring(scale=scale, softcap=softcap)
-            )
+    call = _Call(library, query, pairs, scale, softcap, bool(in_tiles))
+    heavy = (runs.asking.diff() >= (MANY_IN_TILES if in_tiles else MANY)).nonzero()[:, 0].tolist()
+    if not heavy:
+        call.fill(output, lse, runs.starts, runs.stops, runs.asking[:-1], runs.asking[1:])
+        return output, lse
+    is_light = torch.ones(len(runs.starts), dtype=torch.bool)
+    is_light[heavy] = False
+    chosen = (runs.starts, runs.stops, runs.asking[:-1], runs.asking[1:])
+    call.fill(output, lse, *(numbers[is_light] for numbers in chosen))
+    for run in heavy:
+        own = slice(int(runs.asking[run]), int(runs.asking[run + 1]))
+        key, value = _numbers(
+            pairs, slice(int(runs.starts[run]), int(runs.stops[run])), query.dtype
+        )
+        scoring = Scoring(scale=scale, softcap=softcap)
+        output[own], lse[own] = _attend(query[own], key, value, scoring)
     return output, lse
 
 
@@ -142,37 +146,44 @@ def _is_native(query: Tensor, pairs: Pairs) -> bool:
     )
 
 
-def _in_c(
-    library: ctypes.CDLL,
-    query: Tensor,
-    pairs: Pairs,
-    runs: Runs,
-    chosen: list[int],
-    scale: float,
-    softcap: float | None,
-    output: Tensor,
-    lse: Tensor,
-) -> None:
-    """Fill `output` and `lse` of the queries of the chosen runs."""
-    scaled = (query.float() * scale).contiguous()
-    narrow = query.contiguous() if query.dtype == torch.bfloat16 else None
-    starts, stops = runs.starts[chosen], runs.stops[chosen]
-    firsts, lasts = runs.asking[:-1][chosen], runs.asking[1:][chosen]
-    total = torch.empty_like(lse)
-    library.attend_runs(
-        _pointer(scaled),
-        None if narrow is None else _pointer(narrow),
-        ctypes.c_float(scale),
-        _vectors(pairs.key, pairs.key_scale),
-        _vectors(pairs.value, pairs.value_scale),
-        _KINDS[pairs.key.dtype],
-        ctypes.c_int64(len(chosen)),
-        *(_pointer(tensor) for tensor in (starts, stops, firsts, lasts)),
-        ctypes.c_int64(query.shape[1]),
-        ctypes.c_float(softcap or 0.0),
-        *(_pointer(tensor) for tensor in (output, lse, total)),
-        torch.get_num_threads(),
-    )
+class _Call(NamedTuple):
+    """Arguments of `attend_runs` in native/runs.c."""
+
+    library: ctypes.CDLL
+    query: Tensor
+    pairs: Pairs
+    scale: float
+    softcap: float | None
+    in_tiles: bool
+
+    def fill(
+        self,
+        output: Tensor,
+        lse: Tensor,
+        starts: Tensor,
+        stops: Tensor,
+        firsts: Tensor,
+        lasts: Tensor,
+    ) -> None:
+        """Write output and lse of the queries [firsts, lasts) over the pairs [starts, stops) of every run."""
+        query = self.query.contiguous()
+        scaled = query if self.in_tiles else (query.float() * self.scale)
+        total = torch.empty_like(lse)
+        bounds = [numbers.contiguous() for numbers in (starts, stops, firsts, lasts)]
+        self.library.attend_runs(
+            None if self.in_tiles else _pointer(scaled),
+            _pointer(query) if self.in_tiles else None,
+            ctypes.c_float(self.scale),
+            _vectors(self.pairs.key, self.pairs.key_scale),
+            _vectors(self.pairs.value, self.pairs.value_scale),
+            _KINDS[self.pairs.key.dtype],
+            ctypes.c_int64(len(starts)),
+            *map(_pointer, bounds),
+            ctypes.c_int64(query.shape[1]),
+            ctypes.c_float(self.softcap or 0.0),
+            *map(_pointer, (output, lse, total)),
+            torch.get_num_threads(),
+        )
 
 
 def _vectors(vectors: Tensor, scale: Tensor | None) -> _Vectors:

@@ -1,9 +1,9 @@
 """Clustered search: every query attends to all pairs of the clusters that promise it the most.
 
     rank     clusters of all sorted parts by their expected mass
-    visit    the best 8, then as many again, and so on, each cluster once with all queries that want it
-    stop     a query whose latest clusters added next to nothing, and whose next ones promise no more; one that would
-             visit a quarter of all sees all
+    visit    the best 16, then as many again, and so on, each cluster once with all queries that want it
+    stop     a query whose latter half of clusters added next to nothing, and whose next ones promise no more; one that
+             would visit a quarter of all sees all
 
 Parts that are not sorted, such as what a conversation has remembered last, are attended to in full. An audit measures
 on some queries how much of the attention was kept, and lets the search visit more where that is too little (audit.py).
@@ -13,7 +13,6 @@ missed, and visits more where that is too much (certified.py).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,19 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longfocus.core.attention import Partial, merge, under_autocast
-from longfocus.core.runs import Runs, attend_runs
 from longfocus.memory.audit import Audit
 from longfocus.memory.base import Part
 from longfocus.memory.certified import Certificate, certify, first_of
-from longfocus.memory.clusters import Clusters
 from longfocus.memory.dense import dense
+from longfocus.memory.visits import HELD, SortedHead
 
-FIRST = 8
+FIRST = 16
 """Clusters that every query visits, at least."""
 DENSE_SHARE = 0.25
 """A query that wants more of the clusters than this attends to everything."""
-# Components of answers of single visits, and ranks, held at a time.
-_HELD = 2**24
 
 
 class Clustered:
@@ -109,7 +105,7 @@ def _search(
         for kv_head in range(kv_heads):
             own = slice(kv_head * heads, (kv_head + 1) * heads)
             shape = (len(rows), heads, query.shape[2])
-            memory = _Memory(tuple(found), lines, kv_head, scale, softcap)
+            memory = _Head(tuple(found), lines, kv_head, scale, softcap)
             known = _Known(
                 rest.output[rows, own].flatten(0, 2),
                 rest.lse[rows, own].flatten(),
@@ -140,22 +136,15 @@ class _Found(NamedTuple):
     """Proven bounds on the share that was missed, if queries are certified."""
 
 
-@dataclass(frozen=True)
-class _Memory:
-    """One KV head of sorted parts, as some batch rows see it. Queries are `[queries, dim]`."""
-
-    parts: tuple[Part, ...]
-    lines: tuple[int, ...]
-    kv_head: int
-    scale: float
-    softcap: float | None
+class _Head(SortedHead):
+    """Which clusters queries visit."""
 
     def attend(
         self, query: Tensor, known: _Known, audit: Audit, certificate: Certificate | None
     ) -> _Found:
         """Merge what is known of the rest of the memory with the clusters that matter."""
         # a library has many clusters: some queries at a time are ranked
-        step = max(1, _HELD // sum(len(own) for _, _, own in self._clusters()))
+        step = max(1, HELD // sum(len(own) for _, _, own in self.clusters()))
         some = zip(*(given.split(step) for given in (query, *known)), strict=True)
         found = [self._attend(own, _Known(*seen), audit, certificate) for own, *seen in some]
         return _Found(*(torch.cat(of) for of in zip(*found, strict=True)))
@@ -163,7 +152,7 @@ class _Memory:
     def _attend(
         self, query: Tensor, known: _Known, audit: Audit, certificate: Certificate | None
     ) -> _Found:
-        ranks = self._ranks(query.detach())
+        ranks = self.ranks(query.detach())
         clusters = ranks.shape[1]
         most = int(DENSE_SHARE * clusters)
         waiting = torch.arange(len(query), device=query.device)
@@ -172,18 +161,19 @@ class _Memory:
         visits = torch.zeros_like(waiting)
         while len(waiting) and stop <= most:
             best = ranks[waiting].topk(2 * stop, dim=1)
-            more = self._visit(query[waiting], best.indices[:, start:stop])
-            both = merge([Partial(output[waiting], lse[waiting]), more])
+            more = self.visit(query[waiting], best.indices[:, start:stop])
+            both = merge([Partial(output[waiting], lse[waiting]), Partial(more.output, more.lse)])
             output = output.index_copy(0, waiting, both.output)
             lse = lse.index_copy(0, waiting, both.lse)
             visits[waiting] = stop
-            # what these clusters have added to all that was seen, or what the next ones may be expected to add
-            adds = torch.maximum(more.lse.detach(), best.values[:, stop:].logsumexp(1))
+            # what the latter half has added to all that was seen, or what the next ones may be expected to add
+            late = more.each.detach()[:, stop // 2 - start :].logsumexp(1)
+            adds = torch.maximum(late, best.values[:, stop:].logsumexp(1))
             waiting = waiting[adds - both.lse.detach() > math.log(audit.width.tolerance)]
             start, stop = stop, 2 * stop
         if len(waiting):
             # what was visited is visited again
-            both = self._everything(query, known, waiting)
+            both = self._with_the_rest(query, known, waiting)
             output = output.index_copy(0, waiting, both.output)
             lse = lse.index_copy(0, waiting, both.lse)
             visits[waiting] = clusters
@@ -201,7 +191,7 @@ class _Memory:
         certificate: Certificate,
     ) -> _Found:
         """The same with proven bounds, and with more clusters for queries that may have missed too much."""
-        parts = [(part, line) for part, line, _ in self._clusters()]
+        parts = [(part, line) for part, line, _ in self.clusters()]
         own = (query.detach(), found.lse, known.floor, parts, self.kv_head)
         both, missed = certify(
             query,
@@ -210,89 +200,12 @@ class _Memory:
             certificate.prove(*own, scale=self.scale, softcap=self.softcap),
             most_missed=certificate.most,
             most_visited=int(DENSE_SHARE * visited.shape[1]),
-            visit=self._visit,
-            everything=lambda waiting: self._everything(query, known, waiting),
+            visit=lambda asking, wanted: Partial(*self.visit(asking, wanted)[:2]),
+            everything=lambda waiting: self._with_the_rest(query, known, waiting),
         )
         return _Found(*both, missed)
 
-    def _clusters(self) -> list[tuple[Part, int, Clusters]]:
-        found = []
-        for part, line in zip(self.parts, self.lines, strict=True):
-            assert part.clusters is not None
-            found.append((part, line, part.clusters))
-        return found
-
-    def _ranks(self, query: Tensor) -> Float[Tensor, "queries clusters"]:
-        """Expected log mass of all clusters of all parts."""
-        scaled = query.float() * self.scale
-        ranks = [own.log_mass(scaled, line, self.kv_head) for _, line, own in self._clusters()]
-        return torch.cat([some.to(query.device) for some in ranks], 1)
-
-    def _visit(self, query: Tensor, best: Tensor) -> Partial:
-        """Attention of every query over the clusters that it wants `[queries, wanted]`; each is read once."""
-        step = max(1, _HELD // (best.shape[1] * query.shape[1]))
-        found = [
-            self._visit_some(*some)
-            for some in zip(query.split(step), best.split(step), strict=True)
-        ]
-        if len(found) == 1:
-            return found[0]
-        return Partial(*(torch.cat(of) for of in zip(*found, strict=True)))
-
-    def _visit_some(self, query: Tensor, best: Tensor) -> Partial:
-        wanted = best.shape[1]
-        # visits of a query to a cluster, cluster by cluster
-        visited, order = best.flatten().sort(stable=True)
-        asking = query[order // wanted]
-        clusters, counts = visited.unique_consecutive(return_counts=True)
-        bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        found, first = [], 0
-        for part, line, own in self._clusters():
-            here = (clusters >= first) & (clusters < first + len(own))
-            # pairs on another device are looked at there
-            there = part.key.device
-            mine = (clusters[here] - first).to(there)
-            first += len(own)
-            if not len(mine):
-                continue
-            starts = own.starts[line, self.kv_head]
-            until = torch.cat([bounds[:-1][here], bounds[1:][here][-1:]])
-            runs = Runs(starts[mine], starts[mine + 1], (until - until[0]).to(there))
-            if part.file is not None:
-                part.file.fetch(line, self.kv_head, runs)
-            pairs = part.pairs(line, self.kv_head)
-            asked = asking[until[0] : until[-1]].to(there)
-            both = attend_runs(asked, pairs, runs, scale=self.scale, softcap=self.softcap)
-            found.append(tuple(tensor.to(query.device) for tensor in both))
-        outputs, lses = (torch.cat(of) if len(of) > 1 else of[0] for of in zip(*found, strict=True))
-        back = order.argsort()
-        output = outputs[back].unflatten(0, (-1, wanted))
-        return _merged(output, lses[back].unflatten(0, (-1, wanted)))
-
-    def _everything(self, query: Tensor, known: _Known, waiting: Tensor) -> Partial:
+    def _with_the_rest(self, query: Tensor, known: _Known, waiting: Tensor) -> Partial:
         """The answers of some of the queries over all of the memory."""
         again = Partial(known.output[waiting], known.lse[waiting])
-        return merge([again, self._all(query[waiting])])
-
-    def _all(self, query: Tensor) -> Partial:
-        for part in self.parts:
-            part.verify()
-        parts = [
-            part.run(line, self.kv_head, 0, int(own.starts[line, self.kv_head, -1]))
-            for part, line, own in self._clusters()
-        ]
-        found = dense(query[None, None], parts, scale=self.scale, softcap=self.softcap)
-        return Partial(found.output[0, 0], found.lse[0, 0])
-
-
-def _merged(
-    output: Float[Tensor, "queries wanted dim"], lse: Float[Tensor, "queries wanted"]
-) -> Partial:
-    """`merge` of the visits of every query."""
-    largest = lse.detach().amax(1, keepdim=True)
-    largest = torch.where(largest.isinf(), 0.0, largest)
-    mass = (lse - largest).exp()
-    total = mass.sum(1, keepdim=True)
-    safe = torch.where(total > 0, total, 1.0)
-    found = ((mass / safe)[:, None] @ output)[:, 0]
-    return Partial(found, torch.where(total > 0, largest + safe.log(), -torch.inf)[:, 0])
+        return merge([again, self.everything(query[waiting])])
