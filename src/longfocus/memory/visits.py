@@ -81,7 +81,9 @@ class SortedHead:
             output, lse = output[back], lse[back]
         return _merged(output.unflatten(0, (-1, each)), lse.unflatten(0, (-1, each)))
 
-    def _attend_runs(self, asking: Tensor, clusters: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend_runs(
+        self, asking: Tensor, clusters: Tensor, bounds: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Output and lse of `asking`, of which [bounds[r], bounds[r + 1]) visit the cluster clusters[r]."""
         if len(self.parts) == 1:
             return self._attend_part(self.clusters()[0], asking, clusters, bounds)

@@ -24,10 +24,11 @@ typedef struct {
     int64_t scale_stride; /* scales from one pair to the next */
 } vectors;
 
-/* exp(x) for x <= 0, to 2e-7 of its value; a vector cast keeps the bits */
+/* exp(x) for x <= 0, to 2e-7 of its value, and 0 for x < -60: beside 1 that is nothing, and what is multiplied by less
+ * could become denormal, which is slow. A vector cast keeps the bits. */
 static inline lanes exponential(lanes x) {
-    whole_lanes is_tiny = x < -87.0f, tiny = (whole_lanes)((lanes){0} - 87.0f);
-    x = (lanes)(((whole_lanes)x & ~is_tiny) | (tiny & is_tiny));
+    whole_lanes is_tiny = x < -60.0f;
+    x = (lanes)((whole_lanes)x & ~is_tiny);
     whole_lanes whole = __builtin_convertvector(x * 1.44269504f - 0.5f, whole_lanes);
     lanes nearest = __builtin_convertvector(whole, lanes);
     lanes rest = x - nearest * 0.693359375f + nearest * 2.12194440e-4f;
@@ -37,7 +38,8 @@ static inline lanes exponential(lanes x) {
     value = value * rest + 1.6666665459e-1f;
     value = value * rest + 5.0000001201e-1f;
     value = value * rest * rest + rest + 1.0f;
-    return value * (lanes)((whole + 127) << 23);
+    value *= (lanes)((whole + 127) << 23);
+    return (lanes)((whole_lanes)value & ~is_tiny);
 }
 
 /* some vectors as float32 */
@@ -155,13 +157,13 @@ static void attend_run(const float *query, int64_t first, int64_t last, const ve
     }
 }
 
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
 #include "tiles.h"
 #endif
 
 /* Whether bfloat16 vectors of this length are multiplied in matrix tiles here. */
 int has_tiles(int dim) {
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
     return fits_tiles(dim) && may_use_tiles();
 #else
     (void)dim;
@@ -176,7 +178,7 @@ void attend_runs(const float *query, const uint16_t *narrow, float scale, vector
                  int64_t runs, const int64_t *starts, const int64_t *stops, const int64_t *firsts,
                  const int64_t *lasts, int64_t dim, float softcap, float *output, float *lse, float *total,
                  int threads) {
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
     if (narrow && kind == BFLOAT16 && has_tiles((int)dim)) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
         {

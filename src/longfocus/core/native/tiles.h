@@ -48,20 +48,26 @@ static void transpose(const uint32_t *restrict from, int64_t stride, uint32_t *r
         _mm512_storeu_si512(into + 16 * column, _mm512_i32gather_epi32(step, from + column, 4));
 }
 
-/* two rows of bfloat16 as pairs of one component each */
+/* two rows of bfloat16 as pairs of one component each, 32 components as two tiles: see `component` */
 static void interleave(const uint16_t *one, const uint16_t *other, int64_t dim, uint16_t *into, int64_t stride) {
-    for (int64_t i = 0; i < dim; i += 16, into += stride) {
-        __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(one + i)));
-        __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(other + i)));
-        _mm512_storeu_si512(into, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    for (int64_t i = 0; i < dim; i += 32, into += 2 * stride) {
+        __m512i low = _mm512_loadu_si512(one + i), high = _mm512_loadu_si512(other + i);
+        _mm512_storeu_si512(into, _mm512_unpacklo_epi16(low, high));
+        _mm512_storeu_si512(into + stride, _mm512_unpackhi_epi16(low, high));
     }
 }
 
-/* float32 to bfloat16, rounded to the nearest, in the low halves of dwords */
-static inline __m512i narrow(__m512 given) {
-    __m512i bits = _mm512_castps_si512(given);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    return _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+/* which component stands at a place of the tiles that `interleave` makes: it works in lanes of eight */
+static int64_t component(int64_t place) {
+    int64_t tile = place / 16 % 2, within = place % 16;
+    return place / 32 * 32 + within / 4 * 8 + tile * 4 + within % 4;
+}
+
+/* two vectors of float32 as pairs of bfloat16, rounded to the nearest */
+static inline __m512i narrow(lanes one, lanes other) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                           20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)other, (__m512)one));
 }
 
 typedef struct {
@@ -94,29 +100,24 @@ static void tile_scores(tile_room *room, const uint16_t *key, int64_t stride, in
             _tile_stored(SCORES, room->scores + k * QUERIES, 64);
         }
     }
-    lanes *rows = (lanes *)room->scores;
-    for (int64_t k = 0; k < KEYS; k++) {
-        if (k >= count)
-            rows[k] = (lanes){0} - 3e38f;
-        else if (softcap > 0)
-            for (int64_t q = 0; q < QUERIES; q++) rows[k][q] = softcap * tanhf(rows[k][q] * scale / softcap);
-        else
-            rows[k] *= scale;
-    }
+    float *scores = room->scores;
+    if (softcap > 0)
+        for (int64_t i = 0; i < count * QUERIES; i++) scores[i] = softcap * tanhf(scores[i] * scale / softcap);
+    else
+        for (int64_t i = 0; i < count * QUERIES; i++) scores[i] *= scale;
+    for (int64_t i = count * QUERIES; i < KEYS * QUERIES; i++) scores[i] = -3e38f;
 }
 
 /* weights of the keys, in bfloat16, and what the output shrinks by */
-static lanes tile_softmax(tile_room *room, int64_t count, lanes *largest, lanes *total) {
+static lanes tile_softmax(tile_room *room, lanes *largest, lanes *total) {
     lanes *rows = (lanes *)room->scores;
     __m512 peak = (__m512)*largest;
-    for (int64_t k = 0; k < count; k++) peak = _mm512_max_ps(peak, (__m512)rows[k]);
+    for (int64_t k = 0; k < KEYS; k++) peak = _mm512_max_ps(peak, (__m512)rows[k]);
     lanes shrink = exponential(*largest - (lanes)peak), sum = {0};
     for (int64_t k = 0; k < KEYS; k += 2) {
-        lanes one = k < count ? exponential(rows[k] - (lanes)peak) : (lanes){0};
-        lanes other = k + 1 < count ? exponential(rows[k + 1] - (lanes)peak) : (lanes){0};
+        lanes one = exponential(rows[k] - (lanes)peak), other = exponential(rows[k + 1] - (lanes)peak);
         sum += one + other;
-        __m512i both = _mm512_or_si512(narrow((__m512)one), _mm512_slli_epi32(narrow((__m512)other), 16));
-        _mm512_storeu_si512(room->pairs + k / 2 * QUERIES, both);
+        _mm512_storeu_si512(room->pairs + k / 2 * QUERIES, narrow(one, other));
     }
     for (int64_t k = 0; k < KEYS; k += DEPTH)
         transpose(room->pairs + k / 2 * QUERIES, QUERIES, room->weights + k / 2 * QUERIES);
@@ -164,14 +165,14 @@ static void attend_run_in_tiles(const uint16_t *query, int64_t first, int64_t la
             const uint16_t *keys = (const uint16_t *)key->data + pair * key->stride;
             const uint16_t *values = (const uint16_t *)value->data + pair * value->stride;
             tile_scores(&room, keys, key->stride, pairs, dim, scale, softcap);
-            lanes shrink = tile_softmax(&room, pairs, &largest, &total);
+            lanes shrink = tile_softmax(&room, &largest, &total);
             tile_mix(&room, values, value->stride, pairs, dim, shrink);
         }
         for (int64_t q = 0; q < count; q++) {
             float sum = total[q];
             lse[first + q] = sum > 0 ? largest[q] + logf(sum) : -INFINITY;
             for (int64_t i = 0; i < dim; i++)
-                output[(first + q) * dim + i] = sum > 0 ? room.output[q * dim + i] / sum : 0;
+                output[(first + q) * dim + component(i)] = sum > 0 ? room.output[q * dim + i] / sum : 0;
         }
     }
 }
