@@ -49,7 +49,6 @@ HOMES = {
         "evaluation/speed/peers/faiss_flat.py",
         "evaluation/speed/peers/memorizing.py",
     },
-    "memorizing_transformers_pytorch": {"evaluation/speed/peers/memorizing.py"},
     # what `pip install 'longfocus[read]'` brings
     "pypdf": {"inference/texts/pdf_text.py"},
     "selectolax": {"inference/texts/html_text.py"},

@@ -7,6 +7,7 @@ requirements name faiss-gpu, which brings gigabytes of CUDA and overwrites faiss
 """
 
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ class Memorizing:
 
     def __init__(self, dim: int, most: int, threads: int = 1) -> None:
         import faiss
-        from memorizing_transformers_pytorch.knn_memory import KNNMemory
 
+        # no extra brings it, so that type checkers cannot see it
+        package = import_module("memorizing_transformers_pytorch.knn_memory")
         faiss.omp_set_num_threads(threads)
         self._folder = tempfile.TemporaryDirectory(prefix="longfocus-bench-")
-        self.memory: Any = KNNMemory(
+        self.memory: Any = package.KNNMemory(
             dim=dim,
             max_memories=most,
             memmap_filename=str(Path(self._folder.name) / "pairs"),
