@@ -10,7 +10,7 @@ from torch import Tensor
 from longfocus.core.attention import Partial
 from longfocus.memory import Part, dense
 from longfocus.memory.audit import OFTEN, RECENT, SELDOM, Audit, Width, retained
-from longfocus.memory.clustered import FIRST, Clustered
+from longfocus.memory.clustered import Clustered
 from longfocus.memory.sorting import cluster
 
 HEADS, DIM = 4, 8
@@ -52,7 +52,7 @@ def test_what_was_kept_equals_the_formula() -> None:
     part = cluster(Part(key, value))
     query = 2 * torch.randn(2, HEADS, 130, DIM)
     search = Clustered(1e-9)
-    search.audit.width = Width(1e30, FIRST)
+    search.audit.width = Width(1e30, 8)
     own = search(query, [part], scale=0.5)
     places = [0, 64, 128]
     keys = key.double().repeat_interleave(2, 1)
@@ -199,7 +199,7 @@ def test_a_search_that_must_keep_all_ends_dense() -> None:
     key, value = (torch.randn(1, 2, 3000, DIM) for _ in range(2))
     parts, query = [cluster(Part(key, value))], torch.randn(1, HEADS, 3, DIM)
     search = Clustered(1 - 1e-9)
-    search.audit.width = Width(0.9, FIRST)
+    search.audit.width = Width(0.9, 8)
     own = search(query, parts, scale=0.5)
     for one, other in zip(own, dense(query, parts, scale=0.5), strict=True):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=0)

@@ -12,12 +12,13 @@ from torch import Tensor
 from longfocus.config import FocusConfig
 from longfocus.core.attention import Partial
 from longfocus.errors import LongFocusError
-from longfocus.memory import Part, certified, clustered, dense, make_search
+from longfocus.memory import Part, certified, dense, make_search
 from longfocus.memory.audit import Audit
 from longfocus.memory.certified import Certificate
 from longfocus.memory.clustered import Clustered
 from longfocus.memory.residuals import Residuals
 from longfocus.memory.sorting import cluster
+from longfocus.memory.visits import SortedHead
 
 SCALE, HEADS, DIM = 0.25, 6, 64
 
@@ -205,13 +206,13 @@ def test_certify_does_not_look_again_at_what_was_seen_in_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looked: list[int] = []
-    everything = clustered._Memory._all
+    everything = SortedHead.everything
 
-    def counted(own: clustered._Memory, query: Tensor) -> Partial:
+    def counted(own: SortedHead, query: Tensor) -> Partial:
         looked.append(len(query))
         return everything(own, query)
 
-    monkeypatch.setattr(clustered._Memory, "_all", counted)
+    monkeypatch.setattr(SortedHead, "everything", counted)
     search = Clustered(0.9, Audit(0.0, least=10**6), certify=True)
     search(queries(), [memory("clustered", "float32", 400, DIM, 16)], scale=SCALE)
     assert (bounds(search) == 0).all()
