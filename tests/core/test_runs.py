@@ -262,7 +262,9 @@ def test_a_library_is_compiled_once_and_found_again(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if native.native_library() is None:
-        pytest.skip("there is no C compiler here")
+        # without a compiler nothing may be left there either
+        assert not list(tmp_path.rglob("*.so"))
+        return
     (library,) = (tmp_path / "longfocus").iterdir()
     native.native_library.cache_clear()
     monkeypatch.setattr(native, "_compile", None)

@@ -1,12 +1,12 @@
 """`longfocus bench`: what memory costs, measured against every peer in one run, as ratios."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longfocus.cli.outputs import refuse_unwritable
 from longfocus.errors import LongFocusError
 
 if TYPE_CHECKING:
@@ -128,15 +128,7 @@ def _check(arguments: Arguments) -> None:
         raise LongFocusError(f"--limit-seconds must be more than 0. Got {arguments.limit_seconds}.")
     if arguments.resume and arguments.json is None:
         raise LongFocusError("--resume goes on with the file of --json. Give it too.")
-    for path in (arguments.json, arguments.plot):
-        if path is None:
-            continue
-        folder = path.resolve().parent
-        if not folder.is_dir() or path.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise LongFocusError(
-                f"{path} cannot be written. Allowed is a file in a folder that exists and may be written to. "
-                "Choose another with --json or --plot."
-            )
+    refuse_unwritable(arguments.json, arguments.plot)
     if arguments.plot is not None:
         from importlib.util import find_spec
 

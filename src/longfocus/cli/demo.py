@@ -7,12 +7,12 @@ Everything goes through the public API: from_pretrained, Session.read, Session.a
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longfocus.cli.outputs import refuse_unwritable
 from longfocus.cli.tables import costs, length, live_table, parse_lengths, percent, table_of
 from longfocus.errors import LongFocusError
 
@@ -206,15 +206,7 @@ def _dictionary(
 
 def _check_outputs(arguments: Arguments) -> None:
     """Fail before the work, not after it."""
-    for path in (arguments.json, arguments.plot):
-        if path is None:
-            continue
-        folder = path.resolve().parent
-        if not folder.is_dir() or path.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise LongFocusError(
-                f"{path} cannot be written. Allowed is a file in a folder that exists and may be written to. "
-                "Choose another with --json or --plot."
-            )
+    refuse_unwritable(arguments.json, arguments.plot)
     if arguments.file is not None and not arguments.file.is_file():
         raise LongFocusError(f"--file {arguments.file} is not a file. Give a text in UTF-8.")
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -125,6 +125,11 @@ def _shares(found: Tensor, truth: Tensor) -> list[float]:
 
 def retained(searches: Mapping[int, object]) -> dict[int, Retained]:
     """What was measured of some searches, by their memory layer."""
-    audits = {layer: getattr(search, "audit", None) for layer, search in searches.items()}
-    reports = {layer: audit.report() for layer, audit in audits.items() if audit is not None}
-    return {layer: report for layer, report in reports.items() if report is not None}
+    return reports(searches, "audit")
+
+
+def reports(searches: Mapping[int, object], measured_by: str) -> dict[int, Any]:
+    """What that part of some searches has to report, where there is such a part, and something to report."""
+    parts = {layer: getattr(search, measured_by, None) for layer, search in searches.items()}
+    found = {layer: part.report() for layer, part in parts.items() if part is not None}
+    return {layer: report for layer, report in found.items() if report is not None}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from longfocus.core.attention import Partial, merge
+from longfocus.memory.audit import reports
 from longfocus.memory.base import CONVERTED_ELEMENTS, Part
 from longfocus.memory.certificate import Masses, lse_error, masses, missed_share
 from longfocus.memory.dense import dense
@@ -37,9 +38,7 @@ class Certified(NamedTuple):
 
 def certified(searches: Mapping[int, object]) -> dict[int, Certified]:
     """What was proven of some searches, by their memory layer."""
-    proven = {layer: getattr(search, "certificate", None) for layer, search in searches.items()}
-    reports = {layer: own.report() for layer, own in proven.items() if own is not None}
-    return {layer: report for layer, report in reports.items() if report is not None}
+    return reports(searches, "certificate")
 
 
 class Proof(NamedTuple):

@@ -66,11 +66,6 @@ class Clusters:
         return self.order.argsort(-1)
 
     @cached_property
-    def bounds(self) -> list[list[list[int]]]:
-        """`starts` as numbers."""
-        return self.starts.tolist()
-
-    @cached_property
     def _log_sizes(self) -> Tensor:
         return self.sizes.to(self.centroids.dtype).log()
 
