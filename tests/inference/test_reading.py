@@ -99,33 +99,73 @@ def test_reading_equals_a_prompt_that_leaves_nothing_in_the_window(
 
 
 @every_position
-@pytest.mark.parametrize("length", [1, WINDOW - 1, WINDOW, WINDOW + 1, 5 * WINDOW, 5 * WINDOW + 3])
+@pytest.mark.parametrize("memory_dtype", [None, "bfloat16", "int8"])
+@pytest.mark.parametrize("layers", [(1,), (0, 1), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("length", [1, WINDOW - 1, 5 * WINDOW + 3])
 def test_windows_read_as_a_batch_equal_windows_read_one_by_one(
-    length: int, positions: str, monkeypatch: pytest.MonkeyPatch
+    length: int,
+    layers: tuple[int, ...],
+    memory_dtype: str | None,
+    positions: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ids = ids_of(TEXT)[:length]
     documents = []
-    for tokens in (8192, 3 * WINDOW, 1):
+    for tokens in (1, 8192, 3 * WINDOW):
         monkeypatch.setattr("longfocus.inference.reader.BATCH_TOKENS", tokens)
-        documents.append(session(positions=positions).read(ids))
+        model = small_model(layers, positions=positions, memory_dtype=memory_dtype)
+        documents.append(longfocus.read_document(model, None, ids, window_prefix=(1, 5)))
+    # rounding to few bits now and then goes the other way
+    tolerance = {None: 1e-5, "bfloat16": 2e-2, "int8": 2e-2}[memory_dtype]
     for document in documents[1:]:
-        assert_same_pairs(document, documents[0], tolerance=1e-5)
+        assert_close_pairs(document, documents[0], tolerance)
 
 
-@pytest.mark.parametrize(("layers", "rows"), [((1,), [6, 1]), ((0, 1), [1] * 7)])
-def test_windows_are_batched_only_where_they_do_not_see_each_other(
-    layers: tuple[int, ...], rows: list[int], monkeypatch: pytest.MonkeyPatch
+def assert_close_pairs(
+    one: longfocus.DocumentMemory, other: longfocus.DocumentMemory, tolerance: float
+) -> None:
+    for layer, part in one.layers.items():
+        for numbers in (Part.keys, Part.values):
+            found, expected = (
+                numbers(p, 0, len(p), torch.float32) for p in (part, other.layers[layer])
+            )
+            assert found.shape == expected.shape
+            assert (found - expected).abs().amax() <= tolerance * expected.abs().amax()
+
+
+@pytest.mark.parametrize("search", ["exact", "clustered", "faiss"])
+def test_windows_read_as_a_batch_search_what_windows_read_one_by_one_do(
+    search: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longfocus.memory.store.SORTED_FROM", 40)
+    monkeypatch.setattr("longfocus.memory.store.TAIL", 20)
+    ids = ids_of(4 * TEXT)
+    documents = []
+    for tokens in (1, 4 * WINDOW):
+        monkeypatch.setattr("longfocus.inference.reader.BATCH_TOKENS", tokens)
+        model = small_model((0, 1), search=search, top_k=10_000, retain=0.999999)
+        documents.append(longfocus.read_document(model, None, ids))
+    one, other = ({k: in_order(part) for k, part in d.layers.items()} for d in documents)
+    for layer, part in one.items():
+        torch.testing.assert_close(part.key, other[layer].key, atol=1e-4, rtol=0)
+        torch.testing.assert_close(part.value, other[layer].value, atol=1e-4, rtol=0)
+
+
+@every_memory
+def test_as_many_windows_are_read_at_a_time_as_a_batch_has_tokens(
+    layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, sizes = small_model(layers), []
     read_window = type(model).read_window
 
     def counted(self: Any, memory: Any, input_ids: Tensor) -> None:
-        sizes.append(len(input_ids))
+        sizes.append(tuple(input_ids.shape))
         read_window(self, memory, input_ids)
 
     monkeypatch.setattr(type(model), "read_window", counted)
+    monkeypatch.setattr("longfocus.inference.reader.BATCH_TOKENS", 4 * WINDOW + 3)
     session(layers).read(ids_of(TEXT)[: 6 * WINDOW + 1])
-    assert sizes == rows
+    assert sizes == [(4, WINDOW), (2, WINDOW), (1, 1)]
 
 
 @every_memory
@@ -245,7 +285,7 @@ def test_a_prefix_may_be_named_bos() -> None:
     assert not keys(by_name)[0].equal(keys(without)[0])
 
 
-def test_progress_counts_tokens_and_says_when_it_was_all() -> None:
+def test_progress_counts_tokens_and_says_when_it_was_all(one_window_at_a_time: None) -> None:
     reports: list[tuple[int, bool]] = []
     model, ids = small_model((0, 1)), ids_of(TEXT)
     longfocus.read_document(

@@ -1,4 +1,4 @@
-"""Attention over one key set by the faster of `fused` and `blocked`, forward and backward.
+"""Attention over one key set by the fastest of `fused` (CPU), `gpu` and `blocked`, forward and backward.
 
 Both passes take the keys of one set; the backward pass may be given the output and log-sum-exp of a union of
 sets instead, and then gives the gradients of one softmax over the union. That is how a set is never held twice,
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longfocus.core import blocked, fused
+from longfocus.core import blocked, fused, gpu
 from longfocus.core.blocked import Scoring
 
 
@@ -19,6 +19,8 @@ def forward(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> tupl
     if fused.can_run(query, key, value, scoring):
         return fused.forward(query, key, value, scoring)
     with torch.autocast(query.device.type, enabled=False):
+        if gpu.can_run(query, key, value, scoring):
+            return gpu.forward(query, key, value, scoring)
         return blocked.forward(query, key, value, scoring)
 
 

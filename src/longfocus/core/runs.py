@@ -14,18 +14,37 @@ from longfocus.core import kernels
 from longfocus.core.blocked import Scoring, exact_dtype
 from longfocus.core.native_library import native_library
 
-MANY, MANY_IN_TILES = 8, 128
-"""With so many queries of one run torch's matrix products win; where C has matrix tiles (AMX), later."""
+MANY = 8
+"""With so many queries of one run torch's matrix products win, unless C has matrix tiles (AMX)."""
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _WIDEST = 512
 
 
 class Runs(NamedTuple):
-    """Pairs [starts[r], stops[r]) are looked at by queries [asking[r], asking[r + 1])."""
+    """Pairs [starts[r], stops[r]) get the visits [asking[r], asking[r + 1]).
+
+    Without an `order` visit v is that of query v. With one it is that of query order[v] // each, and its answer is
+    row order[v]: so many visits belong to a query, and lie side by side in the answer.
+    """
 
     starts: Int[Tensor, " runs"]
     stops: Int[Tensor, " runs"]
     asking: Int[Tensor, " runs+1"]
+    order: Int[Tensor, " visits"] | None = None
+    each: int = 1
+
+    def answers(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Room for the output and lse of all visits."""
+        exact = exact_dtype(query)
+        shape = (len(query) * self.each, query.shape[1])
+        return query.new_empty(shape, dtype=exact), query.new_empty(shape[0], dtype=exact)
+
+    def of_run(self, query: Tensor, first: int, last: int) -> tuple[slice | Tensor, Tensor]:
+        """Rows of the answers of some visits, and their queries."""
+        if self.order is None:
+            return slice(first, last), query[first:last]
+        rows = self.order[first:last]
+        return rows, query[rows // self.each]
 
 
 class Pairs(NamedTuple):
@@ -44,32 +63,21 @@ def attend_runs(
     *,
     scale: float,
     softcap: float | None = None,
-) -> tuple[Float[Tensor, "queries dim"], Float[Tensor, " queries"]]:
-    """Output and lse of every query over its run; differentiable. An empty run gives zero and -inf."""
+    into: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Float[Tensor, "visits dim"], Float[Tensor, " visits"]]:
+    """Output and lse of every visit; differentiable. An empty run gives zero and -inf. Written `into` what is given."""
     library = native_library() if _is_native(query, pairs) else None
     if library is None:
-        return plain(query, pairs, runs, scale=scale, softcap=softcap)
+        return plain(query, pairs, runs, scale=scale, softcap=softcap, into=into)
     in_tiles = pairs.key.dtype == query.dtype == torch.bfloat16 and library.has_tiles(
         query.shape[1]
     )
-    output = query.new_empty(query.shape, dtype=torch.float32)
-    lse = query.new_empty(len(query), dtype=torch.float32)
-    call = _Call(library, query, pairs, scale, softcap, bool(in_tiles))
-    heavy = (runs.asking.diff() >= (MANY_IN_TILES if in_tiles else MANY)).nonzero()[:, 0].tolist()
-    if not heavy:
-        call.fill(output, lse, runs.starts, runs.stops, runs.asking[:-1], runs.asking[1:])
-        return output, lse
-    is_light = torch.ones(len(runs.starts), dtype=torch.bool)
-    is_light[heavy] = False
-    chosen = (runs.starts, runs.stops, runs.asking[:-1], runs.asking[1:])
-    call.fill(output, lse, *(numbers[is_light] for numbers in chosen))
-    for run in heavy:
-        own = slice(int(runs.asking[run]), int(runs.asking[run + 1]))
-        key, value = _numbers(
-            pairs, slice(int(runs.starts[run]), int(runs.stops[run])), query.dtype
-        )
-        scoring = Scoring(scale=scale, softcap=softcap)
-        output[own], lse[own] = _attend(query[own], key, value, scoring)
+    output, lse = runs.answers(query) if into is None else into
+    call = _Call(library, query, pairs, runs, scale, softcap, bool(in_tiles))
+    is_heavy = (runs.asking.diff() >= MANY) & (not in_tiles)
+    call.fill(output, lse, ~is_heavy)
+    scoring = Scoring(scale=scale, softcap=softcap)
+    _attend_each(query, pairs, runs, is_heavy.nonzero()[:, 0], scoring, output, lse)
     return output, lse
 
 
@@ -80,21 +88,30 @@ def plain(
     *,
     scale: float,
     softcap: float | None = None,
-) -> tuple[Float[Tensor, "queries dim"], Float[Tensor, " queries"]]:
+    into: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Float[Tensor, "visits dim"], Float[Tensor, " visits"]]:
     """The same, run by run in torch."""
-    scoring = Scoring(scale=scale, softcap=softcap)
-    found, asking = [], runs.asking.tolist()
-    for run, (start, stop) in enumerate(
-        zip(runs.starts.tolist(), runs.stops.tolist(), strict=True)
-    ):
-        own = query[asking[run] : asking[run + 1]]
+    output, lse = runs.answers(query) if into is None else into
+    every = torch.arange(len(runs.starts))
+    _attend_each(query, pairs, runs, every, Scoring(scale=scale, softcap=softcap), output, lse)
+    return output, lse
+
+
+def _attend_each(
+    query: Tensor,
+    pairs: Pairs,
+    runs: Runs,
+    which: Tensor,
+    scoring: Scoring,
+    output: Tensor,
+    lse: Tensor,
+) -> None:
+    """Fill in the answers of the visits to some of the runs."""
+    bounds = (runs.starts, runs.stops, runs.asking[:-1], runs.asking[1:])
+    for start, stop, first, last in zip(*(own[which].tolist() for own in bounds), strict=True):
+        rows, asking = runs.of_run(query, first, last)
         key, value = _numbers(pairs, slice(start, stop), query.dtype)
-        found.append(_attend(own, key, value, scoring))
-    if not found:
-        exact = exact_dtype(query)
-        return query.to(exact), query.new_zeros(len(query), dtype=exact)
-    outputs, lses = zip(*found, strict=True)
-    return torch.cat(outputs), torch.cat(lses)
+        output[rows], lse[rows] = _attend(asking, key, value, scoring)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
@@ -118,6 +135,12 @@ def _numbers(pairs: Pairs, own: slice, dtype: torch.dtype) -> tuple[Tensor, Tens
     return key * pairs.key_scale[own, None].to(dtype), value * pairs.value_scale[own, None].to(
         dtype
     )
+
+
+class _Visits(ctypes.Structure):
+    """`visits` in native/runs.c."""
+
+    _fields_ = (("order", ctypes.c_void_p), ("each", ctypes.c_int64))
 
 
 class _Vectors(ctypes.Structure):
@@ -152,32 +175,30 @@ class _Call(NamedTuple):
     library: ctypes.CDLL
     query: Tensor
     pairs: Pairs
+    runs: Runs
     scale: float
     softcap: float | None
     in_tiles: bool
 
-    def fill(
-        self,
-        output: Tensor,
-        lse: Tensor,
-        starts: Tensor,
-        stops: Tensor,
-        firsts: Tensor,
-        lasts: Tensor,
-    ) -> None:
-        """Write output and lse of the queries [firsts, lasts) over the pairs [starts, stops) of every run."""
-        query = self.query.contiguous()
+    def fill(self, output: Tensor, lse: Tensor, which: Tensor) -> None:
+        """Write output and lse of the visits to some of the runs."""
+        query, runs = self.query.contiguous(), self.runs
         scaled = query if self.in_tiles else (query.float() * self.scale)
         total = torch.empty_like(lse)
-        bounds = [numbers.contiguous() for numbers in (starts, stops, firsts, lasts)]
+        bounds = (runs.starts, runs.stops, runs.asking[:-1], runs.asking[1:])
+        if not which.all():
+            bounds = tuple(own[which] for own in bounds)
+        bounds = [own.contiguous() for own in bounds]
+        order = None if runs.order is None else runs.order.contiguous()
         self.library.attend_runs(
             None if self.in_tiles else _pointer(scaled),
             _pointer(query) if self.in_tiles else None,
             ctypes.c_float(self.scale),
+            _Visits(None if order is None else order.data_ptr(), runs.each),
             _vectors(self.pairs.key, self.pairs.key_scale),
             _vectors(self.pairs.value, self.pairs.value_scale),
             _KINDS[self.pairs.key.dtype],
-            ctypes.c_int64(len(starts)),
+            ctypes.c_int64(len(bounds[0])),
             *map(_pointer, bounds),
             ctypes.c_int64(query.shape[1]),
             ctypes.c_float(self.softcap or 0.0),

@@ -1,8 +1,8 @@
 """Reading: a text streamed window by window through the model, so that its pairs become one document memory.
 
-Only the layers up to the last memory layer are run, and no logits are made. With one memory layer its keys do not
-depend on the memory, so that windows are independent and are read many at a time. What is finished stays finished: a
-reading that was interrupted goes on where it stopped.
+Only the layers up to the last memory layer are run, and no logits are made. Windows are read many at a time, side by
+side: a memory layer has the keys of all of them before it looks into any. What is finished stays finished: a reading
+that was interrupted goes on where it stopped.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -16,12 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from longfocus.errors import LongFocusError
-from longfocus.hf.cache import FocusCache
 from longfocus.hf.checks import check_tokens
 from longfocus.hf.fingerprint import model_fingerprint, tokenizer_fingerprint
 from longfocus.hf.layers import evaluating
 from longfocus.hf.model import FocusMixin
-from longfocus.hf.window import MemoryLayer
+from longfocus.hf.reading import ReadingCache, ReadingLayer
 from longfocus.inference.given import prefix_of
 from longfocus.inference.journal import Journal, Pairs
 from longfocus.inference.source import (
@@ -40,7 +39,7 @@ from longfocus.memory.description import ReadWith, check_words, seen_of_earlier_
 from longfocus.memory.document import DocumentMemory
 from longfocus.memory.sorting import cluster
 
-# Tokens of independent windows read at a time: more leave the caches (benchmarks/reading.py).
+# Tokens of windows read at a time: more leave the caches (benchmarks/reading.py).
 BATCH_TOKENS = 2048
 
 Progress = Callable[[int, bool], None]
@@ -105,8 +104,7 @@ class Reading:
         self.done = 0
         self._pieces: Iterator[Tokens] | None = tokenize(self.source, tokenizer)
         self._is_exhausted = False
-        self._search = dict(search or {})
-        self._cache = FocusCache(model, **self._search)
+        self._cache = ReadingCache(model, len(self.prefix), **(search or {}))
         own = self._cache.config
         dtype = None if own.memory_dtype is None else getattr(torch, own.memory_dtype)
         # with one memory layer nobody looks into what is read before all of it is
@@ -114,7 +112,7 @@ class Reading:
         self._stores: dict[int, Store] = {}
         for layer in config.memory_layers:
             store = Store(dtype, is_clustered=sorts, allocate=self._cache.allocate)
-            self._stores[layer] = self._layer(self._cache, layer).store = store
+            self._stores[layer] = self._layer(layer).store = store
 
     @property
     def layers(self) -> list[int]:
@@ -179,9 +177,8 @@ class Reading:
         return pairs
 
     def _windows(self) -> Iterator[Tensor]:
-        """Windows of text `[rows, tokens]`, as many at a time as may be read together; the last may be short."""
-        together = 1 if len(self._stores) > 1 else max(1, BATCH_TOKENS // self.text_length)
-        most = together * self.text_length
+        """Windows of text `[rows, tokens]`, as many at a time as are read together; the last may be short."""
+        most = max(1, BATCH_TOKENS // self.text_length) * self.text_length
         while True:
             while not self._is_exhausted and self._fetched() - self.done < most:
                 self._fetch()
@@ -229,19 +226,15 @@ class Reading:
         for store in self._stores.values():
             # an interruption may have come between two layers
             store.truncate(self.done)
-        rows = windows.shape[0]
-        cache = self._cache if rows == 1 else FocusCache(self.model, **self._search)
-        cache.clear_window()
-        prefixed = torch.cat([self.prefix.expand(rows, -1), windows], 1)
+        self._cache.clear_window()
+        prefixed = torch.cat([self.prefix.expand(len(windows), -1), windows], 1)
         check_tokens(self.model, prefixed, None)
-        self.model.read_window(cache, prefixed.to(self.model.device))
+        self.model.read_window(self._cache, prefixed.to(self.model.device))
         pairs = {}
         for layer, store in self._stores.items():
-            found = self._layer(cache, layer).pairs_to_remember()
-            key, value = (_side_by_side(tensor[:, :, len(self.prefix) :]) for tensor in found)
-            store.check(key, value, None)
-            pairs[layer] = (store.numbers(key), store.numbers(value))
-        cache.clear_window()
+            pairs[layer] = self._layer(layer).text_pairs()
+            store.check(*pairs[layer], None)
+        self._cache.clear_window()
         return pairs
 
     def _remember(self, pairs: Mapping[int, tuple[Tensor, Tensor]]) -> None:
@@ -249,10 +242,9 @@ class Reading:
             self._stores[layer].append(key.to(self.model.device), value.to(self.model.device))
         self.done += next(iter(pairs.values()))[0].shape[2]
 
-    @staticmethod
-    def _layer(cache: FocusCache, layer: int) -> MemoryLayer:
-        found = cache.windows[layer]
-        assert isinstance(found, MemoryLayer)
+    def _layer(self, layer: int) -> ReadingLayer:
+        found = self._cache.windows[layer]
+        assert isinstance(found, ReadingLayer)
         return found
 
     def _pairs(self, layer: int) -> Part:
@@ -268,7 +260,7 @@ class Reading:
             exact.adopt_copy(parts[0])
         else:
             exact = store
-        self._stores[layer] = self._layer(self._cache, layer).store = exact
+        self._stores[layer] = self._layer(layer).store = exact
         (part,) = exact.parts()
         # every batch row sees the one line
         return replace(part, rows=None, writes=None)
@@ -292,8 +284,3 @@ class Reading:
             metadata=self.metadata,
             is_together=isinstance(opened, TogetherText),
         )
-
-
-def _side_by_side(pairs: Tensor) -> Tensor:
-    """Windows one after the other: (rows, heads, tokens, dim) -> (1, heads, rows * tokens, dim)."""
-    return pairs.transpose(0, 1).flatten(1, 2)[None]

@@ -157,14 +157,13 @@ class _Head(SortedHead):
         most = int(DENSE_SHARE * clusters)
         waiting = torch.arange(len(query), device=query.device)
         start, stop = 0, audit.width.least
-        output, lse, _ = known
+        output, lse = known.output.clone(), known.lse.clone()
         visits = torch.zeros_like(waiting)
         while len(waiting) and stop <= most:
             best = ranks[waiting].topk(2 * stop, dim=1)
             more = self.visit(query[waiting], best.indices[:, start:stop])
             both = merge([Partial(output[waiting], lse[waiting]), Partial(more.output, more.lse)])
-            output = output.index_copy(0, waiting, both.output)
-            lse = lse.index_copy(0, waiting, both.lse)
+            output[waiting], lse[waiting] = both
             visits[waiting] = stop
             # what the latter half has added to all that was seen, or what the next ones may be expected to add
             late = more.each.detach()[:, stop // 2 - start :].logsumexp(1)
@@ -174,8 +173,7 @@ class _Head(SortedHead):
         if len(waiting):
             # what was visited is visited again
             both = self._with_the_rest(query, known, waiting)
-            output = output.index_copy(0, waiting, both.output)
-            lse = lse.index_copy(0, waiting, both.lse)
+            output[waiting], lse[waiting] = both
             visits[waiting] = clusters
         if certificate is None:
             return _Found(output, lse, torch.zeros_like(known.floor, dtype=torch.float64))

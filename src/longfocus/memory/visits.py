@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from longfocus.core.attention import Partial
-from longfocus.core.blocked import exact_dtype
 from longfocus.core.runs import Runs, attend_runs
 from longfocus.memory.base import Part
 from longfocus.memory.clusters import Clusters
@@ -67,54 +66,51 @@ class SortedHead:
 
     def _visit(self, query: Tensor, wanted: Tensor) -> Visited:
         queries, each = wanted.shape
-        if queries <= _FEW:
-            asking = query.repeat_interleave(each, 0)
-            first_of_all = torch.arange(queries * each + 1, device=query.device)
-            output, lse = self._attend_runs(asking, wanted.flatten(), first_of_all)
+        if queries <= _FEW and len(self.parts) == 1:
+            clusters, order = wanted.flatten(), torch.arange(wanted.numel(), device=query.device)
+            asking = torch.arange(wanted.numel() + 1, device=query.device)
         else:
             # visits of a query to a cluster, cluster by cluster
             visits, order = wanted.flatten().sort(stable=True)
             clusters, counts = visits.unique_consecutive(return_counts=True)
-            bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            output, lse = self._attend_runs(query[order // each], clusters, bounds)
-            back = order.argsort()
-            output, lse = output[back], lse[back]
+            asking = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        answers = Runs(clusters, clusters, asking, order, each).answers(query)
+        first = 0
+        for part, line, own in self.clusters():
+            few = slice(0, len(clusters))
+            if len(self.parts) > 1:
+                bounds = torch.tensor([first, first + len(own)], device=clusters.device)
+                few = slice(*torch.searchsorted(clusters, bounds).tolist())
+            starts = own.starts[line, self.kv_head]
+            chosen = (clusters[few] - first).to(starts.device)
+            runs = Runs(
+                starts[chosen], starts[chosen + 1], asking[few.start : few.stop + 1], order, each
+            )
+            if len(chosen):
+                self._attend_part(part, line, query, runs, answers)
+            first += len(own)
+        output, lse = answers
         return _merged(output.unflatten(0, (-1, each)), lse.unflatten(0, (-1, each)))
 
-    def _attend_runs(
-        self, asking: Tensor, clusters: Tensor, bounds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Output and lse of `asking`, of which [bounds[r], bounds[r + 1]) visit the cluster clusters[r]."""
-        if len(self.parts) == 1:
-            return self._attend_part(self.clusters()[0], asking, clusters, bounds)
-        output = asking.new_empty(asking.shape, dtype=exact_dtype(asking))
-        lse = output.new_empty(len(asking))
-        counts, first = bounds.diff(), 0
-        for known in self.clusters():
-            here = ((clusters >= first) & (clusters < first + len(known[2]))).nonzero()[:, 0]
-            if len(here):
-                places = _places(bounds[here], counts[here])
-                until = torch.cat([counts.new_zeros(1), counts[here].cumsum(0)])
-                found = self._attend_part(known, asking[places], clusters[here] - first, until)
-                output = output.index_copy(0, places, found[0])
-                lse = lse.index_copy(0, places, found[1])
-            first += len(known[2])
-        return output, lse
-
     def _attend_part(
-        self, known: tuple[Part, int, Clusters], asking: Tensor, clusters: Tensor, bounds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        part, line, own = known
-        # pairs on another device are looked at there
-        there, starts = part.key.device, own.starts[line, self.kv_head]
-        clusters = clusters.to(there)
-        runs = Runs(starts[clusters], starts[clusters + 1], bounds.to(there))
+        self, part: Part, line: int, query: Tensor, runs: Runs, into: tuple[Tensor, Tensor]
+    ) -> None:
+        """Write the answers of visits to some clusters of a part."""
+        there = part.key.device
         if part.file is not None:
             part.file.fetch(line, self.kv_head, runs)
         pairs = part.pairs(line, self.kv_head)
         settings = {"scale": self.scale, "softcap": self.softcap}
-        output, lse = attend_runs(asking.to(there), pairs, runs, **settings)
-        return output.to(asking.device), lse.to(asking.device)
+        if query.device == there:
+            attend_runs(query, pairs, runs, **settings, into=into)
+            return
+        # pairs on another device are looked at there
+        assert runs.order is not None
+        rows = runs.order[runs.asking[0] : runs.asking[-1]]
+        runs = runs._replace(asking=runs.asking.to(there), order=runs.order.to(there))
+        found = attend_runs(query.to(there), pairs, runs, **settings)
+        for mine, own in zip(into, found, strict=True):
+            mine[rows] = own[rows.to(there)].to(mine.device)
 
     def everything(self, query: Float[Tensor, "queries dim"]) -> Partial:
         """Attention over all pairs."""
@@ -126,13 +122,6 @@ class SortedHead:
         ]
         found = dense(query[None, None], parts, scale=self.scale, softcap=self.softcap)
         return Partial(found.output[0, 0], found.lse[0, 0])
-
-
-def _places(starts: Tensor, counts: Tensor) -> Tensor:
-    """The numbers of [starts[r], starts[r] + counts[r]) of every r, one run after the other."""
-    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    within = torch.arange(len(first), device=first.device) - first
-    return starts.repeat_interleave(counts) + within
 
 
 def _merged(

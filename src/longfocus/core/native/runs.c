@@ -24,6 +24,16 @@ typedef struct {
     int64_t scale_stride; /* scales from one pair to the next */
 } vectors;
 
+/* Who visits: visit v is of query order[v] / each, and its answer goes to row order[v]; without an order to row v. */
+typedef struct {
+    const int64_t *order;
+    int64_t each;
+} visits;
+
+static inline int64_t place_of(const visits *visits, int64_t visit) { return visits->order ? visits->order[visit] : visit; }
+
+static inline int64_t query_of(const visits *visits, int64_t visit) { return place_of(visits, visit) / visits->each; }
+
 /* exp(x) for x <= 0, to 2e-7 of its value, and 0 for x < -60: beside 1 that is nothing, and what is multiplied by less
  * could become denormal, which is slow. A vector cast keeps the bits. */
 static inline lanes exponential(lanes x) {
@@ -129,31 +139,36 @@ static void add_block(const float *restrict query, const float *restrict key, co
     mix(scores, value, pairs, dim, shrink, output);
 }
 
-/* Queries of one run: [first, last) of all, over pairs [start, stop). */
-static void attend_run(const float *query, int64_t first, int64_t last, const vectors *key, const vectors *value,
-                       int kind, int64_t start, int64_t stop, int64_t dim, float softcap, float *output, float *lse,
-                       float *total) {
+/* Visits [first, last) to one run, over pairs [start, stop). */
+static void attend_run(const float *query, const visits *visits, int64_t first, int64_t last, const vectors *key,
+                       const vectors *value, int kind, int64_t start, int64_t stop, int64_t dim, float softcap,
+                       float *output, float *lse, float *total) {
     float keys[BLOCK * WIDEST] __attribute__((aligned(64)));
     float values[BLOCK * WIDEST] __attribute__((aligned(64)));
-    for (int64_t q = first; q < last; q++) {
-        lse[q] = -3e38f;
-        total[q] = 0;
-        memset(output + q * dim, 0, dim * sizeof(float));
+    for (int64_t v = first; v < last; v++) {
+        int64_t place = place_of(visits, v);
+        lse[place] = -3e38f;
+        total[place] = 0;
+        memset(output + place * dim, 0, dim * sizeof(float));
     }
     for (int64_t pair = start; pair < stop; pair += BLOCK) {
         int64_t pairs = stop - pair < BLOCK ? stop - pair : BLOCK;
         widen(key, kind, pair, pairs, dim, keys);
         widen(value, kind, pair, pairs, dim, values);
-        for (int64_t q = first; q < last; q++)
-            add_block(query + q * dim, keys, values, pairs, dim, softcap, output + q * dim, lse + q, total + q);
+        for (int64_t v = first; v < last; v++) {
+            int64_t place = place_of(visits, v);
+            add_block(query + query_of(visits, v) * dim, keys, values, pairs, dim, softcap, output + place * dim,
+                      lse + place, total + place);
+        }
     }
-    for (int64_t q = first; q < last; q++) {
-        if (total[q] == 0) {
-            lse[q] = -INFINITY;
+    for (int64_t v = first; v < last; v++) {
+        int64_t place = place_of(visits, v);
+        if (total[place] == 0) {
+            lse[place] = -INFINITY;
             continue;
         }
-        for (int64_t i = 0; i < dim; i++) output[q * dim + i] /= total[q];
-        lse[q] += logf(total[q]);
+        for (int64_t i = 0; i < dim; i++) output[place * dim + i] /= total[place];
+        lse[place] += logf(total[place]);
     }
 }
 
@@ -171,11 +186,11 @@ int has_tiles(int dim) {
 #endif
 }
 
-/* query [queries, dim], already scaled, dim at most WIDEST; run r holds pairs [starts[r], stops[r]) and is for queries
- * [firsts[r], lasts[r]). output [queries, dim], lse [queries], and total [queries] as room to work. If given, `narrow` are
+/* query [queries, dim], already scaled, dim at most WIDEST; run r holds pairs [starts[r], stops[r]) and gets the visits
+ * [firsts[r], lasts[r]). output [visits, dim], lse [visits], and total [visits] as room to work. If given, `narrow` are
  * the queries in bfloat16, to be scaled by `scale`: then pairs in bfloat16 may be multiplied in it. */
-void attend_runs(const float *query, const uint16_t *narrow, float scale, vectors key, vectors value, int kind,
-                 int64_t runs, const int64_t *starts, const int64_t *stops, const int64_t *firsts,
+void attend_runs(const float *query, const uint16_t *narrow, float scale, visits visits, vectors key, vectors value,
+                 int kind, int64_t runs, const int64_t *starts, const int64_t *stops, const int64_t *firsts,
                  const int64_t *lasts, int64_t dim, float softcap, float *output, float *lse, float *total,
                  int threads) {
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
@@ -185,8 +200,8 @@ void attend_runs(const float *query, const uint16_t *narrow, float scale, vector
             shape_tiles();
 #pragma omp for schedule(dynamic)
             for (int64_t r = 0; r < runs; r++)
-                attend_run_in_tiles(narrow, firsts[r], lasts[r], &key, &value, starts[r], stops[r], dim, scale, softcap,
-                                    output, lse);
+                attend_run_in_tiles(narrow, &visits, firsts[r], lasts[r], &key, &value, starts[r], stops[r], dim, scale,
+                                    softcap, output, lse);
             _tile_release();
         }
         return;
@@ -194,6 +209,6 @@ void attend_runs(const float *query, const uint16_t *narrow, float scale, vector
 #endif
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t r = 0; r < runs; r++)
-        attend_run(query, firsts[r], lasts[r], &key, &value, kind, starts[r], stops[r], dim, softcap, output, lse,
-                   total);
+        attend_run(query, &visits, firsts[r], lasts[r], &key, &value, kind, starts[r], stops[r], dim, softcap, output,
+                   lse, total);
 }

@@ -1,8 +1,8 @@
-/* attend_run for bfloat16 on processors with AMX: sixteen queries at a time, whose products are made by matrix tiles.
+/* attend_run for bfloat16 on processors with AMX: blocks of sixteen queries, whose products are made by matrix tiles.
  *
  *     scores^T [keys, queries] = K Q^T        K as it lies in memory, Q^T packed once per run
  *     softmax down the columns: a query is one lane
- *     output [queries, dim] += P V            P and V in bfloat16, sums in float32
+ *     output [queries, dim] += P V            P and V in bfloat16, sums in float32; V packed once for all blocks
  */
 
 #include <immintrin.h>
@@ -10,7 +10,8 @@
 #include <unistd.h>
 
 #define QUERIES 16
-#define KEYS 128
+#define BLOCKS 8 /* of queries, which see some keys one after the other while these are near */
+#define KEYS 64
 #define DEPTH 32 /* components of a bfloat16 tile */
 
 typedef struct {
@@ -42,10 +43,25 @@ static void shape_tiles(void) {
 
 /* sixteen rows of sixteen dwords: columns become rows */
 static void transpose(const uint32_t *restrict from, int64_t stride, uint32_t *restrict into) {
-    const __m512i step = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                                            _mm512_set1_epi32((int)stride));
-    for (int64_t column = 0; column < 16; column++)
-        _mm512_storeu_si512(into + 16 * column, _mm512_i32gather_epi32(step, from + column, 4));
+    __m512i fours[16]; /* [4 * g + c]: columns c, c + 4, c + 8, c + 12 of the rows 4 * g to 4 * g + 3 */
+    for (int64_t g = 0; g < 16; g += 4, from += 4 * stride) {
+        __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + stride);
+        __m512i c = _mm512_loadu_si512(from + 2 * stride), d = _mm512_loadu_si512(from + 3 * stride);
+        __m512i low_ab = _mm512_unpacklo_epi32(a, b), high_ab = _mm512_unpackhi_epi32(a, b);
+        __m512i low_cd = _mm512_unpacklo_epi32(c, d), high_cd = _mm512_unpackhi_epi32(c, d);
+        fours[g] = _mm512_unpacklo_epi64(low_ab, low_cd), fours[g + 1] = _mm512_unpackhi_epi64(low_ab, low_cd);
+        fours[g + 2] = _mm512_unpacklo_epi64(high_ab, high_cd), fours[g + 3] = _mm512_unpackhi_epi64(high_ab, high_cd);
+    }
+    for (int64_t c = 0; c < 4; c++) {
+        __m512i even_a = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0x88);
+        __m512i odd_a = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0xdd);
+        __m512i even_b = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0x88);
+        __m512i odd_b = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0xdd);
+        _mm512_storeu_si512(into + 16 * c, _mm512_shuffle_i32x4(even_a, even_b, 0x88));
+        _mm512_storeu_si512(into + 16 * (c + 4), _mm512_shuffle_i32x4(odd_a, odd_b, 0x88));
+        _mm512_storeu_si512(into + 16 * (c + 8), _mm512_shuffle_i32x4(even_a, even_b, 0xdd));
+        _mm512_storeu_si512(into + 16 * (c + 12), _mm512_shuffle_i32x4(odd_a, odd_b, 0xdd));
+    }
 }
 
 /* two rows of bfloat16 as pairs of one component each, 32 components as two tiles: see `component` */
@@ -57,10 +73,13 @@ static void interleave(const uint16_t *one, const uint16_t *other, int64_t dim, 
     }
 }
 
-/* which component stands at a place of the tiles that `interleave` makes: it works in lanes of eight */
-static int64_t component(int64_t place) {
-    int64_t tile = place / 16 % 2, within = place % 16;
-    return place / 32 * 32 + within / 4 * 8 + tile * 4 + within % 4;
+/* 32 components of an output, of the two tiles that `interleave` makes: it works in lanes of eight */
+static void untangle(const float *one, const float *other, float factor, float *into) {
+    const __m512i front = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+    const __m512i back = _mm512_add_epi32(front, _mm512_set1_epi32(8));
+    __m512 a = (__m512)(*(const lanes *)one * factor), b = (__m512)(*(const lanes *)other * factor);
+    _mm512_storeu_ps(into, _mm512_permutex2var_ps(a, front, b));
+    _mm512_storeu_ps(into + 16, _mm512_permutex2var_ps(a, back, b));
 }
 
 /* two vectors of float32 as pairs of bfloat16, rounded to the nearest */
@@ -71,30 +90,30 @@ static inline __m512i narrow(lanes one, lanes other) {
 }
 
 typedef struct {
-    uint16_t query[WIDEST / 2 * QUERIES] __attribute__((aligned(64)));   /* dim / 2 rows of (query, 2) */
+    uint16_t query[WIDEST / 2 * QUERIES] __attribute__((aligned(64))); /* dim / 2 rows of (query, 2) */
+    float output[QUERIES * WIDEST / 2] __attribute__((aligned(64)));
+    lanes largest __attribute__((aligned(64))), total __attribute__((aligned(64)));
+} query_block;
+
+typedef struct {
+    query_block blocks[BLOCKS];
     uint16_t padded[KEYS * WIDEST / 2] __attribute__((aligned(64)));     /* the last keys of a run */
     float scores[KEYS * QUERIES] __attribute__((aligned(64)));           /* keys by queries */
     uint32_t pairs[QUERIES * KEYS / 2] __attribute__((aligned(64)));     /* weights of two keys each */
     uint32_t weights[QUERIES * KEYS / 2] __attribute__((aligned(64)));   /* per DEPTH keys: queries by keys */
     uint16_t values[KEYS * WIDEST / 2] __attribute__((aligned(64)));     /* per 16 components: key pairs by (component, 2) */
     float sums[QUERIES * QUERIES] __attribute__((aligned(64)));
-    float output[QUERIES * WIDEST / 2] __attribute__((aligned(64)));
 } tile_room;
 
 /* scores of KEYS keys, of which `count` exist */
-static void tile_scores(tile_room *room, const uint16_t *key, int64_t stride, int64_t count, int64_t dim, float scale,
-                        float softcap) {
-    if (count < KEYS) {
-        memset(room->padded, 0, sizeof(uint16_t) * KEYS * dim);
-        for (int64_t k = 0; k < count; k++) memcpy(room->padded + k * dim, key + k * stride, sizeof(uint16_t) * dim);
-        key = room->padded, stride = dim;
-    }
+static void tile_scores(tile_room *room, const query_block *block, const uint16_t *key, int64_t stride, int64_t count,
+                        int64_t dim, float scale, float softcap) {
     for (int64_t k = 0; k < KEYS; k += 16) {
         if (k < count) {
             _tile_zero(SCORES);
             for (int64_t i = 0; i < dim; i += DEPTH) {
                 _tile_loadd(LEFT, key + k * stride + i, (int)(2 * stride));
-                _tile_loadd(RIGHT, room->query + i * QUERIES, 64);
+                _tile_loadd(RIGHT, block->query + i * QUERIES, 64);
                 _tile_dpbf16ps(SCORES, LEFT, RIGHT);
             }
             _tile_stored(SCORES, room->scores + k * QUERIES, 64);
@@ -109,11 +128,11 @@ static void tile_scores(tile_room *room, const uint16_t *key, int64_t stride, in
 }
 
 /* weights of the keys, in bfloat16, and what the output shrinks by */
-static lanes tile_softmax(tile_room *room, lanes *largest, lanes *total) {
+static lanes tile_softmax(tile_room *room, query_block *block) {
     lanes *rows = (lanes *)room->scores;
-    __m512 peak = (__m512)*largest;
+    __m512 peak = (__m512)block->largest;
     for (int64_t k = 0; k < KEYS; k++) peak = _mm512_max_ps(peak, (__m512)rows[k]);
-    lanes shrink = exponential(*largest - (lanes)peak), sum = {0};
+    lanes shrink = exponential(block->largest - (lanes)peak), sum = {0};
     for (int64_t k = 0; k < KEYS; k += 2) {
         lanes one = exponential(rows[k] - (lanes)peak), other = exponential(rows[k + 1] - (lanes)peak);
         sum += one + other;
@@ -121,16 +140,12 @@ static lanes tile_softmax(tile_room *room, lanes *largest, lanes *total) {
     }
     for (int64_t k = 0; k < KEYS; k += DEPTH)
         transpose(room->pairs + k / 2 * QUERIES, QUERIES, room->weights + k / 2 * QUERIES);
-    *largest = (lanes)peak;
-    *total = *total * shrink + sum;
+    block->largest = (lanes)peak;
+    block->total = block->total * shrink + sum;
     return shrink;
 }
 
-static void tile_mix(tile_room *room, const uint16_t *value, int64_t stride, int64_t count, int64_t dim, lanes shrink) {
-    static const uint16_t nothing[WIDEST / 2];
-    for (int64_t k = 0; k < KEYS; k += 2)
-        interleave(k < count ? value + k * stride : nothing, k + 1 < count ? value + (k + 1) * stride : nothing, dim,
-                   room->values + k * QUERIES, KEYS * QUERIES);
+static void tile_mix(tile_room *room, query_block *block, int64_t count, int64_t dim, lanes shrink) {
     for (int64_t i = 0; i < dim; i += 16) {
         _tile_zero(SUMS);
         for (int64_t k = 0; k < count; k += DEPTH) {
@@ -141,38 +156,73 @@ static void tile_mix(tile_room *room, const uint16_t *value, int64_t stride, int
         _tile_stored(SUMS, room->sums, 64);
         const lanes *more = (const lanes *)room->sums;
         for (int64_t q = 0; q < QUERIES; q++) {
-            lanes *into = (lanes *)(room->output + q * dim + i);
+            lanes *into = (lanes *)(block->output + q * dim + i);
             *into = *into * shrink[q] + more[q];
         }
     }
 }
 
-static void attend_run_in_tiles(const uint16_t *query, int64_t first, int64_t last, const vectors *key,
-                                const vectors *value, int64_t start, int64_t stop, int64_t dim, float scale,
-                                float softcap, float *output, float *lse) {
-    static __thread tile_room room;
+/* KEYS pairs, of which `count` exist: values are packed, and keys are made whole if they are few; where they lie then */
+static const uint16_t *tile_pairs(tile_room *room, const uint16_t *key, int64_t *stride, const uint16_t *value,
+                                  int64_t value_stride, int64_t count, int64_t dim) {
+    static const uint16_t nothing[WIDEST / 2];
+    for (int64_t k = 0; k < KEYS; k += 2)
+        interleave(k < count ? value + k * value_stride : nothing,
+                   k + 1 < count ? value + (k + 1) * value_stride : nothing, dim, room->values + k * QUERIES,
+                   KEYS * QUERIES);
+    if (count == KEYS) return key;
+    memset(room->padded, 0, sizeof(uint16_t) * KEYS * dim);
+    for (int64_t k = 0; k < count; k++) memcpy(room->padded + k * dim, key + k * *stride, sizeof(uint16_t) * dim);
+    *stride = dim;
+    return room->padded;
+}
+
+/* `count` queries, one after the other or those numbered by `order` */
+static void begin_block(query_block *block, const uint16_t *query, const visits *visits, int64_t first, int64_t count,
+                        int64_t dim) {
     uint32_t given[QUERIES * WIDEST / 4];
-    for (; first < last; first += QUERIES) {
-        int64_t count = last - first < QUERIES ? last - first : QUERIES;
-        memset(given, 0, sizeof(uint16_t) * QUERIES * dim);
-        memcpy(given, query + first * dim, sizeof(uint16_t) * count * dim);
-        for (int64_t i = 0; i < dim; i += DEPTH)
-            transpose(given + i / 2, dim / 2, (uint32_t *)room.query + i / 2 * QUERIES);
-        memset(room.output, 0, sizeof(float) * QUERIES * dim);
-        lanes largest = (lanes){0} - 3e38f, total = {0};
+    memset(given, 0, sizeof(uint16_t) * QUERIES * dim);
+    for (int64_t q = 0; q < count; q++)
+        memcpy(given + q * dim / 2, query + query_of(visits, first + q) * dim, sizeof(uint16_t) * dim);
+    for (int64_t i = 0; i < dim; i += DEPTH)
+        transpose(given + i / 2, dim / 2, (uint32_t *)block->query + i / 2 * QUERIES);
+    memset(block->output, 0, sizeof(float) * QUERIES * dim);
+    block->largest = (lanes){0} - 3e38f, block->total = (lanes){0};
+}
+
+static void end_block(const query_block *block, const visits *visits, int64_t first, int64_t count, int64_t dim,
+                      float *output, float *lse) {
+    for (int64_t q = 0; q < count; q++) {
+        int64_t place = place_of(visits, first + q);
+        float sum = block->total[q];
+        lse[place] = sum > 0 ? block->largest[q] + logf(sum) : -INFINITY;
+        for (int64_t i = 0; i < dim; i += 32)
+            untangle(block->output + q * dim + i, block->output + q * dim + i + 16, sum > 0 ? 1 / sum : 0,
+                     output + place * dim + i);
+    }
+}
+
+static int64_t least(int64_t one, int64_t other) { return one < other ? one : other; }
+
+static void attend_run_in_tiles(const uint16_t *query, const visits *visits, int64_t first, int64_t last,
+                                const vectors *key, const vectors *value, int64_t start, int64_t stop, int64_t dim,
+                                float scale, float softcap, float *output, float *lse) {
+    static __thread tile_room room;
+    for (; first < last; first += BLOCKS * QUERIES) {
+        int64_t asking = least(last - first, BLOCKS * QUERIES);
+        for (int64_t q = 0; q < asking; q += QUERIES)
+            begin_block(room.blocks + q / QUERIES, query, visits, first + q, least(asking - q, QUERIES), dim);
         for (int64_t pair = start; pair < stop; pair += KEYS) {
-            int64_t pairs = stop - pair < KEYS ? stop - pair : KEYS;
-            const uint16_t *keys = (const uint16_t *)key->data + pair * key->stride;
+            int64_t count = least(stop - pair, KEYS), stride = key->stride;
             const uint16_t *values = (const uint16_t *)value->data + pair * value->stride;
-            tile_scores(&room, keys, key->stride, pairs, dim, scale, softcap);
-            lanes shrink = tile_softmax(&room, &largest, &total);
-            tile_mix(&room, values, value->stride, pairs, dim, shrink);
+            const uint16_t *keys = (const uint16_t *)key->data + pair * key->stride;
+            keys = tile_pairs(&room, keys, &stride, values, value->stride, count, dim);
+            for (query_block *block = room.blocks; block < room.blocks + (asking + QUERIES - 1) / QUERIES; block++) {
+                tile_scores(&room, block, keys, stride, count, dim, scale, softcap);
+                tile_mix(&room, block, count, dim, tile_softmax(&room, block));
+            }
         }
-        for (int64_t q = 0; q < count; q++) {
-            float sum = total[q];
-            lse[first + q] = sum > 0 ? largest[q] + logf(sum) : -INFINITY;
-            for (int64_t i = 0; i < dim; i++)
-                output[(first + q) * dim + component(i)] = sum > 0 ? room.output[q * dim + i] / sum : 0;
-        }
+        for (int64_t q = 0; q < asking; q += QUERIES)
+            end_block(room.blocks + q / QUERIES, visits, first + q, least(asking - q, QUERIES), dim, output, lse);
     }
 }
