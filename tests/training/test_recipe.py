@@ -16,6 +16,7 @@ from longfocus.errors import LongFocusError
 from longfocus.hf.layers import longest_window
 from longfocus.training.model import (
     focus_config,
+    model_config,
     recipe_window,
     scale_positions,
 )
@@ -51,6 +52,10 @@ def llama(**settings: Any) -> Any:
         ({"quantize": "4bit"}, "Give --lora-rank"),
         ({"lora_rank": 0}, "lora_rank .* Got 0"),
         ({"lora_rank": 2, "merge": "gate"}, "Gates are weights of their own"),
+        ({"lora_rank": 2, "optimizer": "muon"}, "Muon needs whole matrices"),
+        ({"fsdp": True, "optimizer": "muon"}, "Muon needs whole matrices"),
+        ({"temperature_rate": 2.0}, "Only muon has a rate of its own"),
+        ({"temperature_rate": -1.0, "optimizer": "muon"}, "temperature_rate must not be negative"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any], reason: str) -> None:
@@ -139,6 +144,13 @@ def test_the_window_is_the_recipes_or_the_models(
     if saved_window is not None:
         config.focus = FocusConfig(memory_layers=(1,), window=saved_window).to_dict()
     assert recipe_window(continued(window=window), config) == expected
+
+
+def test_a_model_from_nothing_may_have_more_positions_than_its_window() -> None:
+    for given, longest in ((None, 16), (64, 64)):
+        config = model_config(scratch(max_positions=given))
+        assert longest_window(config) == longest
+        assert recipe_window(scratch(max_positions=given), config) == 16
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])

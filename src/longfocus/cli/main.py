@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from longfocus import __version__
 from longfocus.errors import LongFocusError
+from longfocus.evaluation.experiments import EXPERIMENTS
 
 
 class Command(NamedTuple):
@@ -46,6 +47,10 @@ COMMANDS = {
     "inspect": Command("longfocus.cli.inspect", "what a document, a session or a library holds"),
     "estimate": Command("longfocus.cli.estimate", "bytes and seconds of a memory, before reading"),
     "bench": Command("longfocus.cli.bench", "what memory costs, measured against every peer"),
+    **{
+        f"evaluate {name}": Command("longfocus.cli.evaluate", summary)
+        for name, summary in EXPERIMENTS.items()
+    },
     "train continue": Command(
         "longfocus.cli.train_model", "continued pre-training of any model on your texts"
     ),
@@ -53,6 +58,9 @@ COMMANDS = {
     "train scratch": Command("longfocus.cli.train_model", "a small model from random weights"),
     "train dictionary": Command("longfocus.cli.train", "train the dictionary lookup model"),
     "train code": Command("longfocus.cli.train", "train the small model of Python source code"),
+    "train language": Command(
+        "longfocus.cli.train_language", "small language models, one per method to compare"
+    ),
 }
 
 
@@ -101,7 +109,7 @@ def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0
-    if words[0] in groups and (len(words) == 1 or words[1] in ("-h", "--help")):
+    if words[0] in groups and (len(words) == 1 or words[1] in ("-h", "--help", "--list")):
         print(_help(words[0]))
         return 0
     call = parse(words)

@@ -112,7 +112,7 @@ def _train(recipe: Recipe, output: Path, processes: "Processes") -> int | None:
     from longfocus.training.run import train_recipe
 
     keep_freed_memory()
-    _quiet()
+    quiet_transformers()
     console = Console(stderr=True, quiet=processes.rank > 0)
     with _progress(console) as report:
         ended = train_recipe(recipe, output, report=report, prepare=log_preparation(console))
@@ -126,7 +126,7 @@ def _train(recipe: Recipe, output: Path, processes: "Processes") -> int | None:
     return None
 
 
-def _quiet() -> None:
+def quiet_transformers() -> None:
     """transformers' own bars and notes would tear the progress line."""
     from transformers import logging
 

@@ -6,11 +6,13 @@
 Accuracy is the share of right answer tokens, each predicted from the true tokens before it, over questions that
 have one right answer: a key that occurs twice in the memory has none (with uniform keys 12% of them at 16M tokens).
 Whole answers are generated from the bare question. Without memory the same model can only guess: 1 in 60.
+
+Here is what `longfocus evaluate dictionary` (experiments/dictionary.py) and the demo have in common, and the demo's
+walk from length to length in one memory.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,8 @@ from torch import Tensor
 from longfocus.core import dictionary_task as task
 from longfocus.core.labels import NO_LOSS
 from longfocus.errors import LongFocusError
+from longfocus.evaluation.subject import Subject
+from longfocus.inference.session import Session
 
 LENGTHS = (1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
 DOCUMENT_TOKENS = 1_048_576
@@ -83,22 +87,23 @@ def evaluate_dictionary(
             "Leave it out for 1K to 1M."
         )
     lengths = sorted(set(settings.lengths))
-    memory = task.draw_memory(lengths[-1], settings.seed)
-    filled = _Filled(model, memory)
-    for length in lengths:
-        filled.read(length, report)
-        first = _ask(filled, settings)
-        yield _result(filled, settings, [first, *_more_memories(filled, settings, first)])
+    subject, length = Subject(model), 0
+    subject.begin({}, lambda done, text: report(min(done, length), length))
+    with subject.session() as session:
+        filled = Filled(subject, session, lengths[-1], settings.seed)
+        for length in lengths:
+            filled.read(length)
+            yield _result(filled, settings)
 
 
-class _Filled:
-    """A memory that is filled up to one length after another."""
+class Filled:
+    """A memory of records that is filled up to one length after another."""
 
-    def __init__(self, model: Any, memory: task.Records) -> None:
-        self.model, self.memory = model, memory
-        self.documents: list[Any] = []
+    def __init__(self, subject: Subject, session: Session, tokens: int, seed: int) -> None:
+        self.subject, self.session, self.seed = subject, session, seed
+        self.memory = task.draw_memory(tokens, seed)
         self.windows = 0
-        self.seconds = 0.0
+        self.reading_seconds = 0.0
 
     @property
     def tokens(self) -> int:
@@ -109,121 +114,111 @@ class _Filled:
         """What has been read."""
         return self.memory.take(torch.arange(self.windows * task.RECORDS_PER_WINDOW))
 
-    def read(self, tokens: int, report: ReadingProgress) -> None:
+    def read(self, tokens: int) -> None:
         """Read on until at least `tokens` tokens are in memory."""
-        from longfocus import read_document
-
-        last = -(-tokens // task.WINDOW)
-        started = time.perf_counter()
+        last, before = -(-tokens // task.WINDOW), self.subject.costs.reading_seconds
         while self.windows < last:
             end = min(last, self.windows + DOCUMENT_TOKENS // task.WINDOW)
             ids = task.memory_windows(self.memory, self.windows, end).flatten()
-            before = self.tokens
-            document = read_document(
-                self.model,
-                None,
-                ids,
-                progress=lambda done, _, before=before: report(before + done, tokens),
-            )
-            self.documents.append(document)
+            self.subject.read(self.session, ids, f"windows {self.windows} to {end}")
             self.windows = end
-        self.seconds += time.perf_counter() - started
+        self.reading_seconds += self.subject.costs.reading_seconds - before
 
 
-class _Answers(NamedTuple):
+class Answers(NamedTuple):
     """What was asked about one memory and how it was answered."""
 
     asked: task.Records
     is_clear: Bool[Tensor, " questions"]
-    right: Bool[Tensor, "clear 4"]
-    guessed: Bool[Tensor, "clear 4"]
+    """Which questions have one right answer."""
+    right: Bool[Tensor, "questions 4"]
+    guessed: Bool[Tensor, "questions 4"]
+    """The same with nothing in memory."""
 
 
-def _ask(filled: _Filled, settings: DictionaryTask) -> _Answers:
+def answers(filled: Filled, questions: int) -> Iterator[Answers]:
+    """Ask so many questions about a memory; a short one holds too few records, so others of its length follow."""
+    first = _ask(filled, questions)
+    yield first
+    answered, number = first.right.numel(), 0
+    while answered < min(FEWEST_ANSWER_TOKENS, questions * task.KEY_LENGTH):
+        number += 1
+        with filled.subject.session() as session:
+            seed = filled.seed + 1_000_000 * number
+            other = Filled(filled.subject, session, filled.tokens, seed)
+            other.read(filled.tokens)
+            more = _ask(other, questions)
+        answered += more.right.numel()
+        yield more
+
+
+def _ask(filled: Filled, questions: int) -> Answers:
     """Ask for records from the whole memory, none twice, in whole windows; with the memory and without."""
     present = filled.records
-    generator = torch.Generator().manual_seed(settings.seed + filled.windows)
-    windows = min(settings.questions, len(present.keys)) // task.RECORDS_PER_WINDOW
+    generator = torch.Generator().manual_seed(filled.seed + filled.windows)
+    windows = min(questions, len(present.keys)) // task.RECORDS_PER_WINDOW
     places = torch.randperm(len(present.keys), generator=generator)[
         : windows * task.RECORDS_PER_WINDOW
     ]
     asked = present.take(places)
     is_clear = ~task.is_ambiguous(present.keys)[places]
-    right = answers_right(filled.model, asked, filled.documents)[is_clear]
-    guessed = answers_right(filled.model, asked, [])[is_clear]
-    return _Answers(asked, is_clear, right, guessed)
+    with filled.subject.answering():
+        right = answers_right(filled.session, asked)
+    with filled.subject.session() as empty:
+        return Answers(asked, is_clear, right, answers_right(empty, asked))
 
 
-def _more_memories(
-    filled: _Filled, settings: DictionaryTask, first: _Answers
-) -> Iterator[_Answers]:
-    """Other memories of the same length, while a short one holds too few records to ask enough."""
-    answered, number = first.right.numel(), 0
-    while answered < min(FEWEST_ANSWER_TOKENS, settings.questions * task.KEY_LENGTH):
-        number += 1
-        other = replace(settings, seed=settings.seed + 1_000_000 * number)
-        again = _Filled(filled.model, task.draw_memory(filled.tokens, other.seed))
-        again.read(filled.tokens, lambda done, wanted: None)
-        answers = _ask(again, other)
-        answered += answers.right.numel()
-        yield answers
-
-
-def _result(filled: _Filled, settings: DictionaryTask, answers: list[_Answers]) -> DictionaryResult:
-    right = torch.cat([part.right for part in answers])
-    first = answers[0]
+def _result(filled: Filled, settings: DictionaryTask) -> DictionaryResult:
+    given = list(answers(filled, settings.questions))
+    right = torch.cat([part.right[part.is_clear] for part in given]).float()
+    guessed = torch.cat([part.guessed[part.is_clear] for part in given]).float()
+    first, costs = given[0], filled.subject.costs
     generated = first.asked.take(first.is_clear.nonzero()[: settings.whole_answers, 0])
-    started = time.perf_counter()
-    whole = whole_answers_right(filled.model, generated, filled.documents)
-    seconds = time.perf_counter() - started
+    before = costs.answering_seconds
+    with filled.subject.answering():
+        whole = whole_answers_right(filled.session, generated)
     return DictionaryResult(
         tokens=filled.tokens,
         answer_tokens=right.numel(),
-        accuracy=right.float().mean().item(),
-        accuracy_without_memory=torch.cat([part.guessed for part in answers]).float().mean().item(),
+        accuracy=right.mean().item(),
+        accuracy_without_memory=guessed.mean().item(),
         whole_answers=len(whole),
         whole_answer_accuracy=whole.float().mean().item(),
-        ambiguous=1 - torch.cat([part.is_clear for part in answers]).float().mean().item(),
-        reading_tokens_per_second=filled.tokens / max(filled.seconds, 1e-9),
-        seconds_per_answer=seconds / max(len(whole), 1),
-        memory_bytes=sum(document.nbytes for document in filled.documents),
+        ambiguous=1 - torch.cat([part.is_clear for part in given]).float().mean().item(),
+        reading_tokens_per_second=filled.tokens / max(filled.reading_seconds, 1e-9),
+        seconds_per_answer=(costs.answering_seconds - before) / max(len(whole), 1),
+        memory_bytes=filled.session.nbytes,
     )
 
 
 @torch.inference_mode()
-def answers_right(
-    model: Any, asked: task.Records, documents: Sequence[Any]
-) -> Bool[Tensor, "questions 4"]:
+def answers_right(session: Session, asked: task.Records) -> Bool[Tensor, "questions 4"]:
     """Which answer tokens the model predicts, each from the true tokens before it; whole windows of 25 questions."""
-    from longfocus import FocusCache
-
+    model = session.model
     windows = task.to_windows(asked, task.QUESTION_MARK, task.RECORDS_PER_WINDOW, task.WINDOW)
     is_answer = task.answer_labels(windows, task.RECORDS_PER_WINDOW)[:, 1:] != NO_LOSS
     right = []
-    for rows in torch.arange(len(windows)).split(_ROWS_TOGETHER):
-        cache = FocusCache(model, documents=documents)
-        logits = model(input_ids=windows[rows], past_key_values=cache).logits
-        right.append((logits[:, :-1].argmax(-1) == windows[rows, 1:])[is_answer[rows]])
-    return torch.cat(right).view(-1, task.KEY_LENGTH)
+    for rows in windows.split(_ROWS_TOGETHER):
+        given = rows.to(model.device)
+        logits = model(input_ids=given, past_key_values=session.cache()).logits
+        right.append((logits[:, :-1].argmax(-1) == given[:, 1:]).cpu())
+    return torch.cat(right)[is_answer].view(-1, task.KEY_LENGTH)
 
 
 @torch.inference_mode()
-def whole_answers_right(
-    model: Any, asked: task.Records, documents: Sequence[Any]
-) -> Bool[Tensor, " questions"]:
+def whole_answers_right(session: Session, asked: task.Records) -> Bool[Tensor, " questions"]:
     """Which answers are right in all 4 tokens when they are generated greedily from `<q> k1..k4 <v>`."""
-    from longfocus import FocusCache
-
     tokens = task.to_tokens(asked, task.QUESTION_MARK)
-    prompts = tokens[:, : -task.KEY_LENGTH]
-    cache = FocusCache(model, documents=documents)
-    output = model.generate(
+    if not len(tokens):
+        return torch.empty(0, dtype=torch.bool)
+    prompts = tokens[:, : -task.KEY_LENGTH].to(session.model.device)
+    output = session.model.generate(
         input_ids=prompts,
         attention_mask=torch.ones_like(prompts),
-        past_key_values=cache,
+        past_key_values=session.cache(),
         max_new_tokens=task.KEY_LENGTH,
         do_sample=False,
         eos_token_id=None,
         pad_token_id=task.PAD,
     )
-    return (output == tokens).all(1)
+    return (output.cpu() == tokens).all(1)

@@ -8,8 +8,10 @@ reading anything twice. Every planted line stands whole inside one window (a lin
 its name in one window and its digits in the next, and nothing can join them).
 """
 
+import re
 import sysconfig
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,9 @@ def main():
 """
 """Lines before every question, as a file has them: at the very start of a window the small model answers worse."""
 QUESTION = CONTEXT + "\n# The pass key of '{name}' is "
+WORDS, FEWEST_WORDS = 500, 30
+"""Words that names are made of."""
+_WORD = re.compile(r"(?<![A-Za-z])[a-z]{4,9}(?![A-Za-z])")
 MAX_LINE_CHARACTERS = 400
 """Longer lines (tables of data) are shortened, so that keys find room in every window."""
 
@@ -101,6 +106,21 @@ def standard_library_lines(tokenizer: Any, seed: int) -> Iterator[SourceLine]:
             yield from file_lines(
                 files[index], tokenizer, files[index].relative_to(root).as_posix()
             )
+
+
+def frequent_words(file: Path | None = None) -> list[str]:
+    """The most frequent words of a text, or of the standard library, for names: where a model has none of its own."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    counts: Counter[str] = Counter()
+    for path in [file] if file is not None else sorted(root.glob("*.py")):
+        counts.update(_WORD.findall(path.read_text(encoding="utf-8", errors="replace")))
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
+    if len(words) < FEWEST_WORDS:
+        raise LongFocusError(
+            f"{file or root} has only {len(words)} words to make names of, and {FEWEST_WORDS} are needed. Give a "
+            "longer text, in English or in code."
+        )
+    return words
 
 
 def repeated_file_lines(path: Path, tokenizer: Any) -> Iterator[SourceLine]:
@@ -195,6 +215,11 @@ class Haystack:
         sizes = _token_counts(
             ["\n" + LINE.format(name=name, digits=digits) for name, digits in drawn], self.tokenizer
         )
+        if max(sizes, default=0) > self.window:
+            raise LongFocusError(
+                f"A pass-key line has up to {max(sizes)} tokens, which does not fit in a window of {self.window}. Use "
+                "a model with longer windows."
+            )
         return [(size, place, *key) for size, place, key in zip(sizes, places, drawn, strict=True)]
 
 

@@ -3,9 +3,11 @@
 Only the public API is used: `Session.read` takes the next piece of the text into memory, `Session.ask` answers
 all questions as one greedy batch. An answer is right when its five digits are exactly those of the line. The
 same questions are also asked without memory: nobody can guess five digits, so that must give 0.
+
+Here is what `longfocus evaluate passkey` (experiments/passkey.py) and the demo have in common, and the demo's walk from
+length to length in one memory.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from longfocus.evaluation.haystack import (
     repeated_file_lines,
     standard_library_lines,
 )
+from longfocus.evaluation.subject import Subject
 from longfocus.inference.answer import Answer, Span
 from longfocus.inference.session import Session
 
@@ -108,49 +111,89 @@ def evaluate_passkey(
 
     `words` are the words of the names: words that the model saw in no name of its training.
     """
-    session = Session(model, tokenizer)
-    haystack = _haystack(tokenizer, task, words, window=model.focus.config.window)
-    rng = np.random.default_rng(task.seed + 1)
-    pieces: list[Piece] = []
-    for length in task.lengths:
-        before, reading = session.tokens, 0.0
-        for piece in _next_pieces(haystack, length - before, task.keys):
-            started = time.perf_counter()
-            session.read(piece.text, name=str(len(pieces)), progress=False)
-            reading += time.perf_counter() - started
-            pieces.append(piece)
-            progress(session.tokens, length)
-        keys = [key for piece in pieces for key in piece.keys]
-        asked = [
-            keys[i]
-            for i in rng.choice(len(keys), size=min(task.questions, len(keys)), replace=False)
-        ]
-        started = time.perf_counter()
-        answers = _ask(session, asked)
-        seconds = time.perf_counter() - started
-        # not timed: naming what was looked at scans the memory once more
-        looks = tuple(
-            _look(key, _first_look(own), pieces) for key, own in zip(asked, answers, strict=True)
-        )
-        yield PasskeyResult(
-            tokens=length,
-            tokens_read=session.tokens,
-            keys=len(keys),
-            questions=len(asked),
-            accuracy=exact_match(asked, answers),
-            accuracy_without_memory=exact_match(asked, _ask(Session(model, tokenizer), asked)),
-            looked_at_answer=sum(look.is_right for look in looks) / len(looks),
-            looks=looks,
-            reading_tokens_per_second=(session.tokens - before) / max(reading, 1e-9),
-            seconds_per_answer=seconds / len(asked),
-            memory_bytes=session.nbytes,
+    subject, length = Subject(model, tokenizer), 0
+    subject.begin({}, lambda done, text: progress(min(done, length), length))
+    with subject.session() as session:
+        hidden = Hidden(subject, session, task, words)
+        for length in task.lengths:
+            before, read_before = session.tokens, subject.costs.reading_seconds
+            hidden.read(length)
+            reading = subject.costs.reading_seconds - read_before
+            asked_before = subject.costs.answering_seconds
+            asked = hidden.choose()
+            answers = hidden.ask(asked)
+            answering = subject.costs.answering_seconds - asked_before
+            looks = hidden.looks(asked, answers)
+            yield PasskeyResult(
+                tokens=length,
+                tokens_read=session.tokens,
+                keys=len(hidden.keys),
+                questions=len(asked),
+                accuracy=exact_match(asked, answers),
+                accuracy_without_memory=exact_match(asked, hidden.guess(asked)),
+                looked_at_answer=sum(look.is_right for look in looks) / len(looks),
+                looks=looks,
+                reading_tokens_per_second=(session.tokens - before) / max(reading, 1e-9),
+                seconds_per_answer=answering / len(asked),
+                memory_bytes=session.nbytes,
+            )
+
+
+class Hidden:
+    """A memory of text with pass-key lines, which is filled up to one length after another."""
+
+    def __init__(
+        self, subject: Subject, session: Session, task: PasskeyTask, words: Sequence[str]
+    ) -> None:
+        self.subject, self.session, self.task = subject, session, task
+        self._haystack = _haystack(subject.tokenizer, task, words, subject.window)
+        self._rng = np.random.default_rng(task.seed + 1)
+        self.pieces: list[Piece] = []
+
+    @property
+    def keys(self) -> list[PlantedKey]:
+        """All that are in memory."""
+        return [key for piece in self.pieces for key in piece.keys]
+
+    def read(self, tokens: int) -> None:
+        """Read on until at least `tokens` tokens are in memory."""
+        missing = tokens - self.session.tokens
+        for piece in _next_pieces(self._haystack, missing, self.task.keys):
+            self.subject.read(self.session, piece.text, str(len(self.pieces)))
+            self.pieces.append(piece)
+
+    def choose(self) -> list[PlantedKey]:
+        """Keys to ask for, from the whole memory."""
+        keys = self.keys
+        count = min(self.task.questions, len(keys))
+        return [keys[place] for place in self._rng.choice(len(keys), size=count, replace=False)]
+
+    def ask(self, keys: Sequence[PlantedKey]) -> list[Answer]:
+        with self.subject.answering():
+            return _ask(self.session, keys)
+
+    def guess(self, keys: Sequence[PlantedKey]) -> list[Answer]:
+        """The answers with nothing in memory."""
+        with self.subject.session() as empty:
+            return _ask(empty, keys)
+
+    def looks(self, keys: Sequence[PlantedKey], answers: Sequence[Answer]) -> tuple[Look, ...]:
+        """Where the model looked; not timed: naming it scans the memory once more."""
+        return tuple(
+            _look(key, _first_look(own), self.pieces)
+            for key, own in zip(keys, answers, strict=True)
         )
 
 
 def exact_match(keys: Sequence[PlantedKey], answers: Sequence[Answer]) -> float:
     """Share of answers that are exactly the five digits of their key."""
-    right = [answer.text[:DIGITS] == key.digits for key, answer in zip(keys, answers, strict=True)]
+    right = list(map(is_right, keys, answers))
     return sum(right) / len(right)
+
+
+def is_right(key: PlantedKey, answer: Answer) -> bool:
+    """Whether an answer is exactly the five digits of its key."""
+    return answer.text[:DIGITS] == key.digits
 
 
 def _haystack(tokenizer: Any, task: PasskeyTask, words: Sequence[str], window: int) -> Haystack:

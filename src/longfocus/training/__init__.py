@@ -5,6 +5,8 @@ encode, tokenised, token_file, stream         tokenised once, or while training
 mixture, shards, rows, conversations          in which order, and as which rows of a batch
 contexts, schedule, crossbatch, methods       who sees whom; other methods in transformer_xl, real_memory
 recipe, model, adapters, run, trainer         `longfocus train continue | instruct | scratch`
+optimizers, row_batches, saving               parts of the trainer: Muon, tensors of rows, what is left at the end
+language, language_data, language_recipe      `longfocus train language`: one base, one variant per method
 dictionary, code                              the shipped models, trained by the small loop of `loop`
 """
 

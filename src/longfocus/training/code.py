@@ -26,6 +26,7 @@ from longfocus.training.code_batches import Batches
 from longfocus.training.code_data import CodeData, Prepare, prepare_data
 from longfocus.training.code_recipe import CodeRecipe, Phase
 from longfocus.training.loop import Outcome, Progress, train
+from longfocus.training.optimizers import divided, muon_and_adamw
 from longfocus.training.output import open_output
 from longfocus.training.passkey_task import DIGITS
 from longfocus.training.stages import LoopSettings, Stage, StepResult
@@ -138,28 +139,13 @@ def code_loss(
 
 def optimizers(model: nn.Module, recipe: CodeRecipe, phase: Phase) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for the rest; the memory layer's temperature has its own rate."""
-    matrices: list[Tensor] = []
-    temperature: list[Tensor] = []
-    rest: list[Tensor] = []
-    attention = f"layers.{recipe.memory_layer}.self_attn."
-    for name, weight in model.named_parameters():
-        if attention in name and name.endswith(("q_norm.weight", "k_norm.weight")):
-            temperature.append(weight)
-        elif weight.ndim == 2 and ".layers." in name:
-            matrices.append(weight)
-        else:
-            rest.append(weight)
-    muon = torch.optim.Muon(
-        matrices,
-        lr=recipe.matrix_rate,
-        weight_decay=recipe.matrix_decay,
-        adjust_lr_fn="match_rms_adamw",
+    return muon_and_adamw(
+        divided(model, (recipe.memory_layer,)),
+        matrix_rate=recipe.matrix_rate,
+        other_rate=recipe.other_rate,
+        temperature_rate=phase.temperature_rate,
+        matrix_decay=recipe.matrix_decay,
     )
-    groups = [
-        {"params": rest, "lr": recipe.other_rate},
-        {"params": temperature, "lr": recipe.other_rate * phase.temperature_rate},
-    ]
-    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def _stage(model: nn.Module, batches: Batches, phase: Phase, budget_share: float = 1.0) -> Stage:

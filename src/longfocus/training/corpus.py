@@ -102,16 +102,24 @@ def find_documents(
     *,
     index: SourceIndex | None = None,
     max_package_bytes: int = MAX_PACKAGE_BYTES,
+    only: frozenset[str] | None = None,
+    leave_out: frozenset[str] = frozenset(),
     progress: Progress | None = None,
 ) -> list[Document]:
     """The documents of all packages under `root` (default: site-packages), in name order.
 
-    Files of the standard library and copies of them are left out. A package above `max_package_bytes` gives as
-    many of its documents as fit, in an order that depends on their names alone.
+    Files of `index` (default: the standard library) and copies of them are left out. A package above
+    `max_package_bytes` gives as many of its documents as fit, in an order that depends on their names alone.
     """
     root = root or site_packages()
     index = index or standard_library_index()
-    packages = [path for path in sorted(root.iterdir()) if _is_training_package(path)]
+    packages = [
+        path
+        for path in sorted(root.iterdir())
+        if _is_training_package(path)
+        and path.name not in leave_out
+        and (only is None or path.name in only)
+    ]
     documents = []
     for done, package in enumerate(packages):
         documents += _package_documents(package, index, max_package_bytes)

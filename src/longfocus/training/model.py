@@ -148,7 +148,7 @@ def _scratch_config(recipe: ScratchRecipe, vocabulary: int) -> PreTrainedConfig:
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.kv_heads,
         head_dim=recipe.head_dim,
-        max_position_embeddings=window,
+        max_position_embeddings=recipe.max_positions or window,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,

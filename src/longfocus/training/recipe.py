@@ -80,6 +80,10 @@ class Recipe:
     warmup_steps: int = 0
     scheduler: str = "constant_with_warmup"
     """constant, constant_with_warmup, cosine, cosine_with_restarts, inverse_sqrt, linear or polynomial."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the matrices of the layers (and AdamW for the rest): for models from random weights."""
+    temperature_rate: float = 1.0
+    """With muon: factor on the learning rate of the memory layers' q_norm and k_norm, where their temperature lives."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     lora_rank: int | None = None
@@ -131,7 +135,13 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise LongFocusError(f"{name} must be at least 1. Got {value}.")
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"):
+        for name in (
+            "learning_rate",
+            "warmup_steps",
+            "weight_decay",
+            "max_grad_norm",
+            "temperature_rate",
+        ):
             if not getattr(self, name) >= 0:
                 raise LongFocusError(f"{name} must not be negative. Got {getattr(self, name)}.")
         if self.scheduler not in SCHEDULERS:
@@ -143,6 +153,16 @@ class Recipe:
         if self.quantize and not self.lora_rank:
             raise LongFocusError(
                 "Weights in 4 bits cannot be trained themselves. Give --lora-rank for adapters beside them."
+            )
+        if self.optimizer == "muon" and (self.lora_rank or self.fsdp):
+            raise LongFocusError(
+                "Muon needs whole matrices. Got --lora-rank or --fsdp with it. Leave these out, or use --optimizer "
+                "adamw."
+            )
+        if self.optimizer != "muon" and self.temperature_rate != 1:
+            raise LongFocusError(
+                f"Only muon has a rate of its own for the temperature. Got temperature_rate={self.temperature_rate} "
+                f"with {self.optimizer}. Give --optimizer muon, or leave it out."
             )
         if self.lora_rank is not None and self.lora_rank < 1:
             raise LongFocusError(f"lora_rank must be at least 1. Got {self.lora_rank}.")
@@ -205,6 +225,8 @@ class ScratchRecipe(Recipe):
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 64
+    max_positions: int | None = None
+    """Positions that the model has, for longer windows later; left out: one window."""
     window: int | None = 512
     learning_rate: float = 3e-3
     warmup_steps: int = 50

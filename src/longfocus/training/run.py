@@ -6,22 +6,19 @@ The directory holds recipe.json, data (tokens), checkpoints, metrics.jsonl, and 
 the same directory goes on where it stopped.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from longfocus.errors import LongFocusError, extra
 from longfocus.hf.layers import longest_window
-from longfocus.training.adapters import with_adapters, without_adapters
+from longfocus.training.adapters import with_adapters
 from longfocus.training.contexts import parse_contexts
 from longfocus.training.conversations import ConversationRows
 from longfocus.training.crossbatch import Crossbatch, Plain
@@ -34,22 +31,22 @@ from longfocus.training.model import (
     model_config,
     recipe_window,
 )
-from longfocus.training.output import DATA_FOLDER, MODEL_FILE, open_output
+from longfocus.training.output import DATA_FOLDER, open_output
 from longfocus.training.places import place_of
 from longfocus.training.ranks import Processes, first, leave, stopping_together, together
 from longfocus.training.real_memory import RealMemory
 from longfocus.training.recipe import ContinueRecipe, InstructRecipe, Recipe
 from longfocus.training.recipe_tokenizer import open_tokenizer, tokenizer_place
 from longfocus.training.rows import Rows, document_rows
+from longfocus.training.saving import save_trained
 from longfocus.training.schedule import parse_schedule
 from longfocus.training.settings import Settings, check_trackers
 from longfocus.training.sources import kind_of
 from longfocus.training.stream import open_documents
 from longfocus.training.tokenised import Report
-from longfocus.training.trainer import Ended, FocusTrainer, TrainingStep, fit
+from longfocus.training.trainer import Ended, TrainingStep, fit
 from longfocus.training.transformer_xl import TransformerXL
 
-SUMMARY_FILE = "training.json"
 REAL_MEMORY_WINDOWS = 32
 DRAWN = 8
 """Plans of a mixture that are tried before training."""
@@ -62,27 +59,30 @@ def train_recipe(
     *,
     report: Callable[[TrainingStep], None] = lambda step: None,
     prepare: Report = lambda what, done, total: None,
+    tokens: Path | None = None,
 ) -> Ended:
     """Train by the recipe, going on where an earlier call was stopped, and save the model in `directory`.
 
-    A finished directory is left as it is. Raises LongFocusError for whatever cannot be used, before training where it
-    can be known. Several processes (torchrun) all stop for what one of them raises; they stay in their group, which
-    `joined` leaves.
+    A finished directory is left as it is. `tokens` is where the data are kept as tokens; left out: in the directory.
+    Raises LongFocusError for whatever cannot be used, before training where it can be known. Several
+    processes (torchrun) all stop for what one of them raises; they stay in their group, which `joined` leaves.
     """
     processes = start_processes(recipe)
     together(lambda: check_places(recipe, directory))
     if first(lambda: open_output(directory, recipe.to_dict())):
         return Ended("finished", None, 0)
     tokenizer = first(lambda: open_tokenizer(recipe, directory, prepare))
-    fitting = together(lambda: _ready(recipe, directory, tokenizer, processes, prepare))
+    cache = tokens or directory / DATA_FOLDER
+    fitting = together(lambda: _ready(recipe, directory, cache, tokenizer, processes, prepare))
     return fitting(
-        report=report, finish=lambda trainer: _save(trainer, recipe, tokenizer, directory)
+        report=report, finish=lambda trainer: save_trained(trainer, recipe, tokenizer, directory)
     )
 
 
 def _ready(
     recipe: Recipe,
     directory: Path,
+    cache: Path,
     tokenizer: PreTrainedTokenizerBase,
     processes: Processes,
     prepare: Report,
@@ -90,7 +90,7 @@ def _ready(
     """`fit` with all that it needs of the recipe; what cannot work is refused before weights are loaded."""
     config = model_config(recipe, len(tokenizer))
     check_recipe(recipe, config)
-    documents = _documents(recipe, directory, tokenizer, config, processes, prepare)
+    documents = _documents(recipe, cache, tokenizer, config, processes, prepare)
     rows = make_rows(recipe, documents, recipe_window(recipe, config))
     settings = make_settings(recipe, config, count_steps(recipe, config, documents, processes))
     method = make_method(recipe, config)
@@ -104,13 +104,14 @@ def steps_of(recipe: Recipe, directory: Path, config: PreTrainedConfig, prepare:
         return recipe.max_steps
     processes = start_processes(recipe)
     tokenizer = open_tokenizer(recipe, directory, prepare)
-    documents = _documents(recipe, directory, tokenizer, config, processes, prepare)
+    cache = directory / DATA_FOLDER
+    documents = _documents(recipe, cache, tokenizer, config, processes, prepare)
     return count_steps(recipe, config, documents, processes)
 
 
 def _documents(
     recipe: Recipe,
-    directory: Path,
+    cache: Path,
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
     processes: Processes,
@@ -119,7 +120,7 @@ def _documents(
     return open_documents(
         recipe.sources,
         tokenizer,
-        directory / DATA_FOLDER,
+        cache,
         seed=recipe.seed,
         epochs=None if recipe.max_steps is not None else recipe.epochs,
         rank=processes.rank,
@@ -230,6 +231,7 @@ def make_method(recipe: Recipe, config: PreTrainedConfig) -> Method:
 
 def make_settings(recipe: Recipe, config: PreTrainedConfig, steps: int) -> Settings:
     arguments: dict[str, Any] = {}
+    focus = focus_config(recipe, config)
     if recipe.fsdp:
         arguments = {
             "fsdp": True,
@@ -242,6 +244,9 @@ def make_settings(recipe: Recipe, config: PreTrainedConfig, steps: int) -> Setti
         scheduler=recipe.scheduler,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
+        optimizer=recipe.optimizer,
+        temperature_rate=recipe.temperature_rate,
+        memory_layers=() if focus is None else focus.memory_layers,
         accumulation=recipe.accumulation,
         bf16=recipe.bf16,
         gradient_checkpointing=recipe.gradient_checkpointing,
@@ -271,26 +276,3 @@ def count_steps(
         return max(1, -(-len(documents.corpus) * recipe.epochs // per_step))
     per_step = tokens_per_step(recipe, recipe_window(recipe, config), processes.count)
     return max(1, -(-documents.corpus.tokens * recipe.epochs // per_step))
-
-
-def _save(
-    trainer: FocusTrainer, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, directory: Path
-) -> None:
-    """The trained model beside its recipe; config.json comes last, for it says that training is finished."""
-    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
-    if not trainer.is_world_process_zero():
-        return
-    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
-    staged = directory / "model.part"
-    full = replace(recipe, quantize=None)
-    with TemporaryDirectory(dir=directory) as folder:
-        saved: Any = without_adapters(
-            model, recipe, Path(folder), lambda: make_model(full, model_config(full))
-        )
-    saved.save_pretrained(staged, **({} if weights is None else {"state_dict": weights}))
-    tokenizer.save_pretrained(staged)
-    summary = {"steps": trainer.state.global_step, "processes": trainer.args.world_size}
-    (staged / SUMMARY_FILE).write_text(json.dumps(summary, indent=1) + "\n")
-    for file in sorted(staged.iterdir(), key=lambda file: file.name == MODEL_FILE):
-        file.replace(directory / file.name)
-    staged.rmdir()

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -34,6 +34,10 @@ class Settings:
     warmup_steps: int = 0
     scheduler: str = "constant_with_warmup"
     """Any of transformers' learning rate schedules."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    temperature_rate: float = 1.0
+    """muon: factor on the learning rate of q_norm and k_norm of `memory_layers`."""
+    memory_layers: tuple[int, ...] = ()
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     accumulation: int = 1

@@ -68,6 +68,9 @@ class SourceIndex:
                 lines.update(long_lines(text))
         return cls(frozenset(contents), frozenset(lines))
 
+    def joined(self, other: "SourceIndex") -> "SourceIndex":
+        return SourceIndex(self.contents | other.contents, self.long_lines | other.long_lines)
+
     def copied_share(self, text: str) -> float:
         """Share of the long lines of `text` that occur in the index; 0 where there are none."""
         lines = long_lines(text)

@@ -11,23 +11,24 @@ full disk or a loss that is not a number.
 import errno
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from longfocus.core.labels import NO_LOSS
 from longfocus.errors import LongFocusError
 from longfocus.training import checkpoints
 from longfocus.training.conversations import ConversationRows
 from longfocus.training.crossbatch import Crossbatch
 from longfocus.training.methods import Batch, Method
+from longfocus.training.optimizers import joined_muon
 from longfocus.training.ranks import meet, together
+from longfocus.training.row_batches import RowBatches
 from longfocus.training.rows import Rows
 from longfocus.training.settings import Settings, training_arguments
 from longfocus.training.signals import stop_signals
@@ -53,6 +54,10 @@ class TrainingStep(NamedTuple):
     """r_d per memory layer as it was measured last; empty without crossbatch."""
     accuracy: float | None
     """Of the step before, where a schedule of d asks for it."""
+    tokens: int
+    """Read since the first step, over all processes, those before a resume included."""
+    cpu_seconds: float
+    """Processor time of this process since the first step, that before a resume included."""
 
 
 class Ended(NamedTuple):
@@ -104,26 +109,6 @@ def fit(
         return Ended(ending, stopped(), trainer.state.global_step)
 
 
-class RowBatches(IterableDataset):
-    """Batches of rows as tensors; it goes on where it stopped."""
-
-    def __init__(self, rows: Rows | ConversationRows) -> None:
-        self.rows = rows
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in self.rows:
-            targets = torch.from_numpy(batch["target_tokens"]).long()
-            has_loss = torch.from_numpy(batch["loss_masks"]) > 0
-            labels = targets.masked_fill(~has_loss, NO_LOSS)
-            yield {
-                "input_ids": torch.from_numpy(batch["input_tokens"]).long(),
-                "labels": labels,
-                # under this name transformers counts them as they are
-                "shift_labels": labels,
-                "documents": torch.from_numpy(batch["documents"]).long(),
-            }
-
-
 class FocusTrainer(Trainer):
     """transformers' trainer with a method in place of its forward pass."""
 
@@ -145,9 +130,10 @@ class FocusTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True
         self.batches, self.method, self.directory, self.report = batches, method, directory, report
-        self.stopped = lambda: None
+        self.settings, self.stopped = settings, lambda: None
         self._tokens, self._clock = 0, time.monotonic()
         self._first_step, self._started = 0, time.monotonic()
+        self.tokens, self._cpu_seconds, self._cpu_clock = 0, 0.0, time.process_time()
 
     def begin(self, checkpoint: Path | None) -> None:
         """Rows and method as the checkpoint left them, and metrics cut off behind it."""
@@ -157,6 +143,7 @@ class FocusTrainer(Trainer):
             self.batches.rows.load_state_dict(json.loads(state["rows"]))
             self.method.load_state_dict(state["method"])
             step = int(checkpoint.name.rpartition("-")[2])
+            self.tokens, self._cpu_seconds = state["tokens"], state["cpu_seconds"]
         self._first_step = step
         if self.is_world_process_zero():
             file = self.directory / METRICS_FILE
@@ -172,6 +159,11 @@ class FocusTrainer(Trainer):
             self.state.global_step = self._first_step
         else:
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.settings.optimizer == "muon":
+            self.optimizer = joined_muon(cast(nn.Module, model or self.model), self.settings)
+        return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
         # every process has its own documents, so accelerate must not deal batches out
@@ -214,6 +206,7 @@ class FocusTrainer(Trainer):
         step, now = self.state.global_step, time.monotonic()
         tokens = torch.tensor([self._tokens], device=self.args.device)
         tokens = int(self.accelerator.gather(tokens).sum())
+        self.tokens += tokens
         crossbatch = self.method if isinstance(self.method, Crossbatch) else None
         made = max(step - self._first_step, 1)
         noted = TrainingStep(
@@ -227,6 +220,8 @@ class FocusTrainer(Trainer):
             d=None if crossbatch is None else crossbatch.d,
             positive_mass={} if crossbatch is None else crossbatch.mass,
             accuracy=None if crossbatch is None else crossbatch.accuracy,
+            tokens=self.tokens,
+            cpu_seconds=self.cpu_seconds,
         )
         self._tokens, self._clock = 0, now
         if self.is_world_process_zero():
@@ -234,6 +229,10 @@ class FocusTrainer(Trainer):
                 file.write(json.dumps(noted._asdict()) + "\n")
             self.report(noted)
         return noted
+
+    @property
+    def cpu_seconds(self) -> float:
+        return self._cpu_seconds + time.process_time() - self._cpu_clock
 
     def _not_a_number(self, inputs: dict[str, Any], loss: Tensor) -> LongFocusError:
         numbers = sorted(set(inputs["documents"].flatten().tolist()) - {-1})
@@ -251,11 +250,10 @@ class FocusTrainer(Trainer):
         )
 
     def cannot_write(self, error: Exception) -> LongFocusError:
-        last = checkpoints.latest(self.directory, self.args.world_size)
+        last = checkpoints.latest(self.directory, self.args.world_size) or "none"
         return LongFocusError(
-            f"Training stopped because a file could not be written: {error}. The last good checkpoint is "
-            f"{last or 'none'}. Make room on the disk of {self.directory}, or check its rights; the same command "
-            "goes on."
+            f"Training stopped because a file could not be written: {error}. The last good checkpoint is {last}. "
+            f"Make room on the disk of {self.directory}, or check its rights; the same command goes on."
         )
 
 
@@ -288,6 +286,8 @@ class _Watch(TrainerCallback):
         own = {
             "rows": json.dumps(trainer.batches.rows.state_dict()),
             "method": trainer.method.state_dict(),
+            "tokens": trainer.tokens,
+            "cpu_seconds": trainer.cpu_seconds,
         }
         meet()
         together(lambda: checkpoints.save_rank(folder, args.process_index, args.world_size, own))

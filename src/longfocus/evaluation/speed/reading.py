@@ -107,7 +107,8 @@ def reading_trained(bench: Bench) -> None:
         _, ids = models.dictionary_ids(tokens)
         why_not = _why_not(bench, (name, "dense"), tokens)
         made: list[Reading] = []
-        ours = _ours(model, ids, made, **searches.OPTIONS["clustered"])
+        # as `search="clustered"` reads by default
+        ours = _ours(model, ids, made, search="clustered")
         timings = bench.race(
             {
                 "clustered": Contestant(ours),
@@ -116,7 +117,7 @@ def reading_trained(bench: Bench) -> None:
         )
         _remember(bench, (name, "dense"), tokens, timings["dense"])
         found[tokens] = timings["clustered"].median or 0.0
-        mass = searches.audited(made[-1]) or _mass_of(made[-1], model, ids)
+        mass = searches.audited(made[-1])
         key = f"reading_trained_{short(tokens)}_vs_dense"
         both = {"ours": "clustered", "peer": "dense"}
         row = Row(what="reading", model=name, tokens=tokens, key=key, **both)
@@ -187,16 +188,3 @@ def _remember(bench: Bench, who: tuple[str, str], tokens: int, timing: Timing) -
         before.append((tokens, timing.median))
     elif not before or before[-1][1] < math.inf:
         before.append((tokens, math.inf))
-
-
-def _mass_of(reading: Reading, model: Any, ids: Tensor) -> searches.Mass:
-    """Share of the attention that a search keeps of what was read, for the queries of its last window."""
-    document, masses = reading.run(), []
-    window = ids[None, -model.focus.config.window :]
-    for seen, part in zip(
-        searches.queries_of(model, window, document), document.layers.values(), strict=True
-    ):
-        ready, dense = (searches.prepare(name, part) for name in ("clustered", "dense"))
-        found = (one.search(seen.query, seen.scale) for one in (ready, dense))
-        masses.append(searches.retained(*found))
-    return searches.mean(masses)

@@ -13,8 +13,8 @@ from longfocus.memory import SEARCHES, Part, Search
 from longfocus.memory.dense import dense
 from longfocus.memory.document import DocumentMemory
 
-RETAIN = 0.995
-"""Share of the attention that a search which leaves keys out is asked to keep."""
+RETAIN = 0.999
+"""Share of the attention that a search which leaves keys out is asked to keep; what it keeps is measured."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "dense": {"search": "dense"},
     "clustered": {"search": "clustered", "retain": RETAIN},
@@ -85,14 +85,17 @@ def mean(masses: list[Mass]) -> Mass:
     return Mass(sum(mass.mean for mass in masses) / len(masses), min(mass.least for mass in masses))
 
 
-def audited(reading: Any) -> Mass | None:
-    """What the searches of a reading measured of themselves, against the dense answer for some queries on the way."""
+def audited(reading: Any) -> Mass:
+    """What the searches of a reading measured of themselves, against the dense answer for some queries on the way.
+
+    A search that had nothing to measure has left nothing out.
+    """
     found = []
     for search in reading._cache.searches.values():
         report = search.audit.report()
         if report is not None:
             found.append(Mass(report.mean, report.least))
-    return mean(found) if found else None
+    return mean(found) if found else Mass(1.0, 1.0)
 
 
 class Seen(NamedTuple):

@@ -1,0 +1,152 @@
+"""Pass keys: a number hidden in a long text, and asked for.
+
+--text landmark is the prompt of Landmark Attention, which the paper uses: one pass key at a random place in a text that
+says little. Every question is about a text of its own, which is read for it. --text plain hides --keys lines such as
+"# The pass key of 'window_parser' is 48213." in source code, and --text hard four in every window, whose names share
+their words; all questions are about one memory. Nobody can guess such a number: without memory accuracy is 0.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from longfocus.errors import LongFocusError
+from longfocus.evaluation.experiment import Cell, Experiment, Record, Row, Settings
+from longfocus.evaluation.intervals import share
+
+if TYPE_CHECKING:
+    from longfocus.evaluation.subject import Subject
+
+TASK = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I will quiz you "
+    "about the important information there."
+)
+FILLER = (
+    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+)
+KEY = "The pass key is {key}. Remember it. {key} is the pass key."
+QUESTION = "What is the pass key? The pass key is"
+LARGEST_KEY = 50_000
+ANSWER_TOKENS = 10
+"""Room for any tokenizer's five digits."""
+_SAMPLE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasskeySettings(Settings):
+    """What is hidden where, and how much is asked."""
+
+    text: Literal["landmark", "plain", "hard"] = "landmark"
+    """The paper's prompt; a few keys in source code; four keys in every window of source code."""
+    questions: int = 40
+    """Keys asked for; under --text landmark a text is read for each."""
+    keys: int = 40
+    """Keys hidden in the memory under --text plain."""
+    file: Path | None = None
+    """Hide keys in this text instead of the standard library's source code, under --text plain and hard."""
+
+    def __post_init__(self) -> None:
+        if self.questions < 1 or self.keys < 1:
+            raise LongFocusError(
+                f"--questions and --keys must be at least 1. Got {self.questions} and {self.keys}."
+            )
+        if self.file is not None and not self.file.is_file():
+            raise LongFocusError(f"--file {self.file} is not a file. Give a text in UTF-8.")
+
+
+def records(subject: "Subject", settings: PasskeySettings, cell: Cell) -> Iterator[Record]:
+    """One for every question."""
+    if settings.text == "landmark":
+        return _landmark_records(subject, settings, cell)
+    return _planted_records(subject, settings, cell)
+
+
+def _landmark_records(
+    subject: "Subject", settings: PasskeySettings, cell: Cell
+) -> Iterator[Record]:
+    rng = np.random.default_rng([cell["seed"], cell["tokens"]])
+    filler = FILLER * _SAMPLE
+    size = len(filler) / len(subject.tokenizer(filler, add_special_tokens=False)["input_ids"])
+    characters = math.ceil(cell["tokens"] * size)
+    subject.expected = cell["tokens"] * settings.questions
+    for _ in range(settings.questions):
+        key, before = int(rng.integers(1, LARGEST_KEY + 1)), int(rng.integers(characters + 1))
+        text = landmark_text(key, before, characters - before)
+        with subject.session() as session:
+            document = subject.read(session, text, "landmark")
+            with subject.answering():
+                answer = session.ask(QUESTION, ANSWER_TOKENS).text
+        with subject.session() as empty:
+            guess = empty.ask(QUESTION, ANSWER_TOKENS).text
+        yield {
+            "key": key,
+            "depth": before / max(characters, 1),
+            "tokens_read": document.tokens,
+            "answer": answer,
+            "is_right": first_number(answer) == key,
+            "is_right_without_memory": first_number(guess) == key,
+        }
+
+
+def landmark_text(key: int, before: int, after: int) -> str:
+    """The prompt but for its question, with so many characters of filler before and after the pass key."""
+    filler = FILLER * (max(before, after) // len(FILLER) + 1)
+    return "\n".join([TASK, filler[:before], KEY.format(key=key), filler[:after], ""])
+
+
+def first_number(text: str) -> int | None:
+    found = re.search(r"\d+", text)
+    return int(found.group()) if found else None
+
+
+def _planted_records(subject: "Subject", settings: PasskeySettings, cell: Cell) -> Iterator[Record]:
+    from longfocus.evaluation.haystack import frequent_words
+    from longfocus.evaluation.passkey import Hidden, PasskeyTask, is_right
+
+    task = PasskeyTask(
+        keys=settings.keys if settings.text == "plain" else None,
+        questions=settings.questions,
+        seed=cell["seed"],
+        file=settings.file,
+    )
+    own = subject.folder / "passkey_words.json"
+    words = json.loads(own.read_text())["test"] if own.is_file() else frequent_words(settings.file)
+    with subject.session() as session:
+        hidden = Hidden(subject, session, task, words)
+        hidden.read(cell["tokens"])
+        asked = hidden.choose()
+        answers = hidden.ask(asked)
+        guesses, looks = hidden.guess(asked), hidden.looks(asked, answers)
+        for key, answer, guess, look in zip(asked, answers, guesses, looks, strict=True):
+            yield {
+                "key": key.digits,
+                "name": key.name,
+                "place": f"{key.file}:{key.line}",
+                "tokens_read": session.tokens,
+                "keys": len(hidden.keys),
+                "answer": answer.text,
+                "is_right": is_right(key, answer),
+                "is_right_without_memory": is_right(key, guess),
+                "looked_at": look.place,
+                "looked_at_answer": look.is_right,
+            }
+
+
+def row(records: Sequence[Record]) -> Row:
+    looked = [own["looked_at_answer"] for own in records if "looked_at_answer" in own]
+    without = share(own["is_right_without_memory"] for own in records)
+    return {
+        **share(own["is_right"] for own in records),
+        "questions": len(records),
+        "accuracy_without_memory": without["accuracy"],
+        **({"looked_at_answer": share(looked)["accuracy"]} if looked else {}),
+    }
+
+
+EXPERIMENT = Experiment(settings=PasskeySettings, records=records, row=row)

@@ -1,0 +1,64 @@
+"""Runs an experiment cell by cell, and describes a run so that it can be repeated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from longfocus.evaluation.experiment import Cell, Experiment, Settings
+from longfocus.evaluation.memory_options import MemoryOptions
+from longfocus.evaluation.results import Results
+from longfocus.evaluation.speed import machine
+from longfocus.evaluation.subject import Subject
+from longfocus.hf.fingerprint import model_fingerprint, tokenizer_fingerprint
+
+
+def run(
+    experiment: Experiment,
+    settings: Settings,
+    subject: Subject,
+    results: Results,
+    tell: Callable[[float, str], None] = lambda share, text: None,
+) -> None:
+    """Measure the cells that `results` does not have yet, one after the other; each is kept as soon as it is finished.
+
+    `tell` is told which share of them is done, by tokens, and what is going on.
+    """
+    waiting = [cell for cell in experiment.cells(settings) if not results.has(cell)]
+    # one more than all: it is not at its end before the last cell is kept
+    total, done = 1 + sum(cell["tokens"] for cell in waiting), 0
+    for cell in waiting:
+
+        def tell_cell(read: int, text: str, cell: Cell = cell, done: int = done) -> None:
+            name = ", ".join(f"{key} {value}" for key, value in cell.items())
+            share = min(1.0, read / max(subject.expected, 1))
+            tell((done + share * cell["tokens"]) / total, f"{name}: {text}")
+
+        subject.begin(cell, tell_cell)
+        with subject.costs.watched():
+            records = list(experiment.records(subject, settings, cell))
+        row = {**cell, **experiment.row(records), **subject.costs.row()}
+        results.add(cell, row, records)
+        done += cell["tokens"]
+
+
+def described(
+    name: str, settings: Settings, memory: MemoryOptions, subject: Subject, **more: Any
+) -> dict[str, Any]:
+    """Everything that a run depends on. `more` is how it was called, and how the model is named."""
+    model, prefix = subject.model, subject.window_prefix
+    return {
+        "experiment": name,
+        **more,
+        "settings": settings.to_dict(),
+        "memory": memory.to_dict(),
+        "window_prefix": prefix,
+        "focus": model.focus.config.to_dict(),
+        "fingerprint": {
+            **model_fingerprint(model, every_layer=True),
+            "tokenizer": tokenizer_fingerprint(subject.tokenizer),
+        },
+        "versions": machine.versions(),
+        "hardware": {**machine.hardware(), "device": str(model.device)},
+        "threads": torch.get_num_threads(),
+    }

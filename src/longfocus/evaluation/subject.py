@@ -1,0 +1,85 @@
+"""The model that an experiment examines: sessions with the memory that was asked for, and what they cost."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from longfocus.evaluation.costs import Costs
+from longfocus.evaluation.experiment import Cell
+from longfocus.evaluation.memory_options import MemoryOptions
+from longfocus.inference.reader import Reading
+from longfocus.inference.session import Session
+from longfocus.inference.source import Source
+from longfocus.memory.document import DocumentMemory
+
+Tell = Callable[[int, str], None]
+"""Told how many tokens were read for a cell so far, and what is going on."""
+
+
+class Subject:
+    """A model under examination. `folder` is where it was loaded from; what lies beside it may be of use."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        memory: MemoryOptions | None = None,
+        *,
+        window_prefix: str | Sequence[int] = (),
+        folder: str | Path = "",
+    ) -> None:
+        memory = memory or MemoryOptions()
+        if memory.memory_dtype is not None:
+            # not attached anew, which would take away what it has learned (gates)
+            model.focus.config = model.focus.config.changed(memory_dtype=memory.memory_dtype)
+        self.model, self.tokenizer, self.folder = model, tokenizer, Path(folder)
+        self.window_prefix = window_prefix
+        self._settings: dict[str, Any] = {"window_prefix": window_prefix, **memory.of_session}
+        self.begin({})
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window."""
+        return self.model.focus.config.window
+
+    def begin(self, cell: Cell, tell: Tell = lambda done, text: None) -> None:
+        """Count the costs of another cell from now on."""
+        self.costs, self._tell = Costs(), tell
+        self.expected = cell.get("tokens", 0)
+        """Tokens that will be read for the cell; for an experiment to set, where they are not those of the cell."""
+        self._read = 0
+
+    def tell(self, text: str) -> None:
+        """Say what is going on."""
+        self._tell(self._read, text)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A session with nothing in memory; its memory is given back at the end."""
+        made = Session(self.model, self.tokenizer, **self._settings)
+        try:
+            yield made
+            self.costs.note(made)
+        finally:
+            made.documents.clear()
+
+    def read(self, session: Session, source: Source, name: str | None = None) -> DocumentMemory:
+        """`session.read`, timed, and told about."""
+        cache, before = session.cache(), self._read
+
+        def report(done: int, is_all: bool) -> None:
+            self._read = before + done
+            self.tell(f"{self._read:,} tokens read")
+
+        own = {"config": cache.config, "searches": cache.searches, "allocate": cache.allocate}
+        with self.costs.timed("reading"):
+            reading = Reading(self.model, self.tokenizer, source, name, session.window_prefix, own)
+            document = reading.run(report)
+        session.documents.append(document)
+        return document
+
+    def answering(self) -> Any:
+        """What is within counts as answering."""
+        self.tell("answering")
+        return self.costs.timed("answering")
