@@ -16,8 +16,8 @@ from longfocus.core import runs as module
 from longfocus.core.runs import Pairs, Runs, attend_runs, plain
 from longfocus.memory.quantized import quantize
 
-# Empty, one pair, less than a block of C, exactly one (32 and 128), one more, several; queries of each.
-LENGTHS = (0, 1, 31, 32, 33, 128, 129, 700)
+# Empty, one pair, less than a block of C, exactly one (32 and 64), one more, several; queries of each.
+LENGTHS = (0, 1, 31, 32, 33, 64, 65, 700)
 ASKING = (3, 1, 2, 7, 1, 5, 18, 2)
 DIMS = (64, 80, 100, 128)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
@@ -90,13 +90,38 @@ def test_runs_equal_the_formula(
         close(found, expected, TOLERANCE[asks])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 def test_few_and_hundreds_of_queries_of_one_run_get_the_same_answers(dtype: torch.dtype) -> None:
-    pairs, query = pairs_of(64, dtype), torch.randn(300, 64).to(dtype)
+    asks = torch.bfloat16 if dtype == torch.int8 else dtype
+    pairs, query = pairs_of(64, dtype), torch.randn(300, 64).to(asks)
     together = attend_runs(query, pairs, runs_of((700,), (300,)), scale=0.3)
-    close(together, formula(query, pairs, runs_of((700,), (300,)), 0.3, None), TOLERANCE[dtype])
+    close(together, formula(query, pairs, runs_of((700,), (300,)), 0.3, None), TOLERANCE[asks])
     few = [attend_runs(q, pairs, runs_of((700,), (3,)), scale=0.3) for q in query.split(3)]
     close(together, (torch.cat([f[0] for f in few]), torch.cat([f[1] for f in few])), 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_visits_in_any_order_are_of_their_queries_and_answered_side_by_side(
+    dtype: torch.dtype,
+) -> None:
+    each, runs, pairs = 3, runs_of(), pairs_of(64, dtype)
+    visits = int(runs.asking[-1])
+    query = torch.randn(visits // each, 64).to(torch.bfloat16)
+    order = torch.randperm(visits)
+    ordered = runs._replace(order=order, each=each)
+    expected = attend_runs(query[order // each], pairs, runs, scale=0.3)
+    for way in (attend_runs, plain):
+        output, lse = way(query, pairs, ordered, scale=0.3)
+        assert output.shape == (visits, 64)
+        close((output[order], lse[order]), expected, TOLERANCE[torch.bfloat16])
+        # some of the runs alone leave the answers of the others as they are
+        into = torch.full_like(output, 7.0), torch.full_like(lse, 7.0)
+        first = int(runs.asking[5])
+        few = Runs(runs.starts[5:], runs.stops[5:], runs.asking[5:], order, each)
+        way(query, pairs, few, scale=0.3, into=into)
+        assert into[0][order[first:]].equal(output[order[first:]])
+        assert into[1][order[first:]].equal(lse[order[first:]])
+        assert into[0][order[:first]].eq(7).all()
 
 
 def test_pairs_may_lie_apart_or_side_by_side() -> None:

@@ -69,9 +69,8 @@ def attend_runs(
     library = native_library() if _is_native(query, pairs) else None
     if library is None:
         return plain(query, pairs, runs, scale=scale, softcap=softcap, into=into)
-    in_tiles = pairs.key.dtype == query.dtype == torch.bfloat16 and library.has_tiles(
-        query.shape[1]
-    )
+    is_narrow = query.dtype == torch.bfloat16 and pairs.key.dtype != torch.float32
+    in_tiles = is_narrow and library.has_tiles(query.shape[1])
     output, lse = runs.answers(query) if into is None else into
     call = _Call(library, query, pairs, runs, scale, softcap, bool(in_tiles))
     is_heavy = (runs.asking.diff() >= MANY) & (not in_tiles)

@@ -176,7 +176,7 @@ static void attend_run(const float *query, const visits *visits, int64_t first, 
 #include "tiles.h"
 #endif
 
-/* Whether bfloat16 vectors of this length are multiplied in matrix tiles here. */
+/* Whether vectors of this length are multiplied in matrix tiles here, in bfloat16. */
 int has_tiles(int dim) {
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
     return fits_tiles(dim) && may_use_tiles();
@@ -188,20 +188,20 @@ int has_tiles(int dim) {
 
 /* query [queries, dim], already scaled, dim at most WIDEST; run r holds pairs [starts[r], stops[r]) and gets the visits
  * [firsts[r], lasts[r]). output [visits, dim], lse [visits], and total [visits] as room to work. If given, `narrow` are
- * the queries in bfloat16, to be scaled by `scale`: then pairs in bfloat16 may be multiplied in it. */
+ * the queries in bfloat16, to be scaled by `scale`: then pairs in bfloat16 or int8 may be multiplied in it. */
 void attend_runs(const float *query, const uint16_t *narrow, float scale, visits visits, vectors key, vectors value,
                  int kind, int64_t runs, const int64_t *starts, const int64_t *stops, const int64_t *firsts,
                  const int64_t *lasts, int64_t dim, float softcap, float *output, float *lse, float *total,
                  int threads) {
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
-    if (narrow && kind == BFLOAT16 && has_tiles((int)dim)) {
+    if (narrow && kind != FLOAT32 && has_tiles((int)dim)) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
         {
             shape_tiles();
 #pragma omp for schedule(dynamic)
             for (int64_t r = 0; r < runs; r++)
-                attend_run_in_tiles(narrow, &visits, firsts[r], lasts[r], &key, &value, starts[r], stops[r], dim, scale,
-                                    softcap, output, lse);
+                attend_run_in_tiles(narrow, &visits, firsts[r], lasts[r], &key, &value, kind, starts[r], stops[r], dim,
+                                    scale, softcap, output, lse);
             _tile_release();
         }
         return;

@@ -1,4 +1,4 @@
-/* attend_run for bfloat16 on processors with AMX: blocks of sixteen queries, whose products are made by matrix tiles.
+/* attend_run for bfloat16 queries on processors with AMX: blocks of sixteen, whose products are made by matrix tiles.
  *
  *     scores^T [keys, queries] = K Q^T        K as it lies in memory, Q^T packed once per run
  *     softmax down the columns: a query is one lane
@@ -97,7 +97,7 @@ typedef struct {
 
 typedef struct {
     query_block blocks[BLOCKS];
-    uint16_t padded[KEYS * WIDEST / 2] __attribute__((aligned(64)));     /* the last keys of a run */
+    uint16_t padded[KEYS * WIDEST / 2] __attribute__((aligned(64)));     /* keys that are widened, or the last of a run */
     float scores[KEYS * QUERIES] __attribute__((aligned(64)));           /* keys by queries */
     uint32_t pairs[QUERIES * KEYS / 2] __attribute__((aligned(64)));     /* weights of two keys each */
     uint32_t weights[QUERIES * KEYS / 2] __attribute__((aligned(64)));   /* per DEPTH keys: queries by keys */
@@ -162,17 +162,39 @@ static void tile_mix(tile_room *room, query_block *block, int64_t count, int64_t
     }
 }
 
-/* KEYS pairs, of which `count` exist: values are packed, and keys are made whole if they are few; where they lie then */
-static const uint16_t *tile_pairs(tile_room *room, const uint16_t *key, int64_t *stride, const uint16_t *value,
-                                  int64_t value_stride, int64_t count, int64_t dim) {
+/* a vector of int8 as bfloat16 */
+static void widen_to_tiles(const int8_t *from, float scale, int64_t dim, uint16_t *into) {
+    for (int64_t i = 0; i < dim; i += 32) {
+        lanes low = (lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(from + i))));
+        lanes high = (lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(from + i + 16))));
+        _mm512_storeu_si512(into + i, (__m512i)_mm512_cvtne2ps_pbh((__m512)(high * scale), (__m512)(low * scale)));
+    }
+}
+
+/* one of some vectors in bfloat16: where it lies, or in `room`, or zeros if there is none */
+static const uint16_t *tile_vector(const vectors *from, int kind, int64_t place, int exists, int64_t dim, uint16_t *room) {
     static const uint16_t nothing[WIDEST / 2];
+    if (!exists) return nothing;
+    if (kind == BFLOAT16) return (const uint16_t *)from->data + place * from->stride;
+    widen_to_tiles((const int8_t *)from->data + place * from->stride, from->scale[place * from->scale_stride], dim, room);
+    return room;
+}
+
+/* KEYS pairs from `first`, of which `count` exist: values are packed, and keys copied unless they are tiles as they lie;
+ * where the keys are, `stride` components apart */
+static const uint16_t *tile_pairs(tile_room *room, const vectors *key, const vectors *value, int kind, int64_t first,
+                                  int64_t count, int64_t dim, int64_t *stride) {
+    uint16_t one[WIDEST / 2], other[WIDEST / 2];
     for (int64_t k = 0; k < KEYS; k += 2)
-        interleave(k < count ? value + k * value_stride : nothing,
-                   k + 1 < count ? value + (k + 1) * value_stride : nothing, dim, room->values + k * QUERIES,
+        interleave(tile_vector(value, kind, first + k, k < count, dim, one),
+                   tile_vector(value, kind, first + k + 1, k + 1 < count, dim, other), dim, room->values + k * QUERIES,
                    KEYS * QUERIES);
-    if (count == KEYS) return key;
-    memset(room->padded, 0, sizeof(uint16_t) * KEYS * dim);
-    for (int64_t k = 0; k < count; k++) memcpy(room->padded + k * dim, key + k * *stride, sizeof(uint16_t) * dim);
+    if (kind == BFLOAT16 && count == KEYS) {
+        *stride = key->stride;
+        return (const uint16_t *)key->data + first * key->stride;
+    }
+    for (int64_t k = 0; k < KEYS; k++)
+        memcpy(room->padded + k * dim, tile_vector(key, kind, first + k, k < count, dim, one), sizeof(uint16_t) * dim);
     *stride = dim;
     return room->padded;
 }
@@ -205,18 +227,16 @@ static void end_block(const query_block *block, const visits *visits, int64_t fi
 static int64_t least(int64_t one, int64_t other) { return one < other ? one : other; }
 
 static void attend_run_in_tiles(const uint16_t *query, const visits *visits, int64_t first, int64_t last,
-                                const vectors *key, const vectors *value, int64_t start, int64_t stop, int64_t dim,
-                                float scale, float softcap, float *output, float *lse) {
+                                const vectors *key, const vectors *value, int kind, int64_t start, int64_t stop,
+                                int64_t dim, float scale, float softcap, float *output, float *lse) {
     static __thread tile_room room;
     for (; first < last; first += BLOCKS * QUERIES) {
         int64_t asking = least(last - first, BLOCKS * QUERIES);
         for (int64_t q = 0; q < asking; q += QUERIES)
             begin_block(room.blocks + q / QUERIES, query, visits, first + q, least(asking - q, QUERIES), dim);
         for (int64_t pair = start; pair < stop; pair += KEYS) {
-            int64_t count = least(stop - pair, KEYS), stride = key->stride;
-            const uint16_t *values = (const uint16_t *)value->data + pair * value->stride;
-            const uint16_t *keys = (const uint16_t *)key->data + pair * key->stride;
-            keys = tile_pairs(&room, keys, &stride, values, value->stride, count, dim);
+            int64_t count = least(stop - pair, KEYS), stride;
+            const uint16_t *keys = tile_pairs(&room, key, value, kind, pair, count, dim, &stride);
             for (query_block *block = room.blocks; block < room.blocks + (asking + QUERIES - 1) / QUERIES; block++) {
                 tile_scores(&room, block, keys, stride, count, dim, scale, softcap);
                 tile_mix(&room, block, count, dim, tile_softmax(&room, block));
