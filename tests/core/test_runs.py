@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longfocus.core import native_library as native
 from longfocus.core import runs as module
-from longfocus.core.runs import Pairs, Runs, attend_runs, plain
+from longfocus.core.runs import Pairs, Runs, attend_all, attend_runs, plain
 from longfocus.memory.quantized import quantize
 
 # Empty, one pair, less than a block of C, exactly one (32 and 64), one more, several; queries of each.
@@ -122,6 +122,30 @@ def test_visits_in_any_order_are_of_their_queries_and_answered_side_by_side(
         assert into[0][order[first:]].equal(output[order[first:]])
         assert into[1][order[first:]].equal(lse[order[first:]])
         assert into[0][order[:first]].eq(7).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("queries", [1, 200])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
+def test_all_pairs_are_shared_among_threads(
+    dtype: torch.dtype, queries: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for count in (1, 2, 700):
+        pairs = pairs_of(64, dtype, count)
+        query = torch.randn(queries, 64).to(torch.bfloat16)
+        found = attend_all(query, pairs, scale=0.3, softcap=5.0)
+        library = native.native_library()
+        if library is None or not library.has_tiles(64):
+            assert found is None
+        else:
+            expected = formula(query, pairs, runs_of((count,), (queries,)), 0.3, 5.0)
+            close(found, expected, TOLERANCE[torch.bfloat16])
+
+
+def test_pairs_of_other_types_are_left_to_torch() -> None:
+    assert attend_all(torch.randn(3, 64), pairs_of(64, torch.int8), scale=1.0) is None
+    assert attend_all(torch.randn(3, 80).bfloat16(), pairs_of(80, torch.int8), scale=1.0) is None
 
 
 def test_pairs_may_lie_apart_or_side_by_side() -> None:

@@ -45,6 +45,7 @@ def test_settings_of_a_session_are_saved_with_it(tmp_path: Path) -> None:
         window_prefix="bos",
         search="exact",
         top_k=5,
+        memory_dtype="int8",
         system="Be brief.",
     )
     made.read(TEXT)

@@ -85,6 +85,9 @@ def test_a_document_of_int8_is_read_as_such() -> None:
     wide = longfocus.read_document(small_model((0,)), byte_tokenizer(), TEXT)
     narrow = longfocus.read_document(small_model((0,), memory_dtype="int8"), byte_tokenizer(), TEXT)
     assert narrow.hash == wide.to("int8").hash
+    session = longfocus.Session(small_model((0,)), byte_tokenizer(), memory_dtype="int8")
+    assert session.read(TEXT).hash == narrow.hash
+    assert session.nbytes == narrow.nbytes < wide.nbytes
 
 
 def test_a_session_says_what_its_search_keeps(monkeypatch: pytest.MonkeyPatch) -> None:

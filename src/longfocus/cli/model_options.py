@@ -60,6 +60,8 @@ class DocumentOptions:
     """FAISS index factory string for --search faiss, such as Flat or HNSW32."""
     certify: bool | None = None
     """Prove for every query of --search clustered that it misses no more than 1 - --retain."""
+    memory_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
+    """Number type of what is read and said now; the default is the model's."""
     memory_gib: float | None = None
     """GiB of memory at most for what is read or said now; the rest goes to files without a name."""
     spill_folder: Path | None = None
@@ -74,8 +76,8 @@ def load(options: ModelOptions) -> tuple[Any, Any]:
     return model, longfocus.tokenizer(options.model)
 
 
-def load_model(options: ModelOptions) -> Any:
-    """The model with its memory; it may have no tokenizer."""
+def load_model(options: ModelOptions, *, needs_memory: bool = True) -> Any:
+    """The model with its memory, or the plain one if that is enough and it has none; it may have no tokenizer."""
     from transformers import AutoModelForCausalLM, logging
 
     import longfocus
@@ -92,6 +94,8 @@ def load_model(options: ModelOptions) -> Any:
                 f"{options.model} was saved with a memory of its own. Leave out --memory-layers and --window."
             )
         model: Any = longfocus.from_pretrained(options.model, dtype=options.dtype)
+    elif not (needs_memory or options.memory_layers or options.window):
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).eval()
     elif not options.memory_layers or options.window is None:
         raise LongFocusError(
             f"{options.model} was saved without a memory. Give --memory-layers and --window to attach one, such as "
@@ -148,6 +152,7 @@ def open_session(
         retain=options.retain,
         index=options.index,
         certify=options.certify,
+        memory_dtype=options.memory_dtype,
         memory_budget=None if options.memory_gib is None else int(options.memory_gib * 2**30),
         spill_folder=options.spill_folder,
         system=system,

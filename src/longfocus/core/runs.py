@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from longfocus.core import kernels
+from longfocus.core.attention import Partial, merge
 from longfocus.core.blocked import Scoring, exact_dtype
 from longfocus.core.native_library import native_library
 
@@ -69,15 +70,38 @@ def attend_runs(
     library = native_library() if _is_native(query, pairs) else None
     if library is None:
         return plain(query, pairs, runs, scale=scale, softcap=softcap, into=into)
-    is_narrow = query.dtype == torch.bfloat16 and pairs.key.dtype != torch.float32
-    in_tiles = is_narrow and library.has_tiles(query.shape[1])
+    in_tiles = _fits_tiles(library, query, pairs)
     output, lse = runs.answers(query) if into is None else into
-    call = _Call(library, query, pairs, runs, scale, softcap, bool(in_tiles))
+    call = _Call(library, query, pairs, runs, scale, softcap, in_tiles)
     is_heavy = (runs.asking.diff() >= MANY) & (not in_tiles)
     call.fill(output, lse, ~is_heavy)
     scoring = Scoring(scale=scale, softcap=softcap)
     _attend_each(query, pairs, runs, is_heavy.nonzero()[:, 0], scoring, output, lse)
     return output, lse
+
+
+def attend_all(
+    query: Float[Tensor, "queries dim"],
+    pairs: Pairs,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Partial | None:
+    """Every query over all pairs, which are widened where they are multiplied; None where C cannot do that."""
+    library = native_library() if _is_native(query, pairs) else None
+    if library is None or not _fits_tiles(library, query, pairs):
+        return None
+    # as many runs as there are threads
+    each = min(torch.get_num_threads(), max(1, len(pairs.key)))
+    bounds = torch.linspace(0, len(pairs.key), each + 1).long()
+    visits = torch.arange(len(query) * each).view(-1, each).T.flatten()
+    runs = Runs(bounds[:-1], bounds[1:], torch.arange(each + 1) * len(query), visits, each)
+    output, lse = attend_runs(query, pairs, runs, scale=scale, softcap=softcap)
+    outputs, lses = (
+        output.unflatten(0, (-1, each)).unbind(1),
+        lse.unflatten(0, (-1, each)).unbind(1),
+    )
+    return merge([Partial(*own) for own in zip(outputs, lses, strict=True)])
 
 
 def plain(
@@ -166,6 +190,11 @@ def _is_native(query: Tensor, pairs: Pairs) -> bool:
         and all(t.device.type == "cpu" and t.stride(-1) == 1 for t in tensors)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
     )
+
+
+def _fits_tiles(library: ctypes.CDLL, query: Tensor, pairs: Pairs) -> bool:
+    is_narrow = query.dtype == torch.bfloat16 and pairs.key.dtype != torch.float32
+    return is_narrow and bool(library.has_tiles(query.shape[1]))
 
 
 class _Call(NamedTuple):

@@ -28,12 +28,13 @@ class MemoryOptions:
 
     @property
     def of_session(self) -> dict[str, Any]:
-        """The arguments of `Session` that they stand for; the number type is the model's business."""
+        """The arguments of `Session` that they stand for."""
         return {
             "search": self.search,
             "top_k": self.top_k,
             "retain": self.retain,
             "index": self.index,
+            "memory_dtype": self.memory_dtype,
             "memory_budget": None if self.memory_gib is None else int(self.memory_gib * 2**30),
             "spill_folder": self.spill_folder,
         }

@@ -30,13 +30,16 @@ class Subject:
         folder: str | Path = "",
     ) -> None:
         memory = memory or MemoryOptions()
-        if memory.memory_dtype is not None:
-            # not attached anew, which would take away what it has learned (gates)
-            model.focus.config = model.focus.config.changed(memory_dtype=memory.memory_dtype)
         self.model, self.tokenizer, self.folder = model, tokenizer, Path(folder)
         self.window_prefix = window_prefix
         self._settings: dict[str, Any] = {"window_prefix": window_prefix, **memory.of_session}
         self.begin({})
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the model has a memory; some experiments also take models without."""
+        # a stock model has no such attribute
+        return getattr(self.model, "focus", None) is not None
 
     @property
     def window(self) -> int:
@@ -77,6 +80,8 @@ class Subject:
             reading = Reading(self.model, self.tokenizer, source, name, session.window_prefix, own)
             document = reading.run(report)
         session.documents.append(document)
+        # it may be forgotten before the session ends
+        self.costs.memory_bytes = max(self.costs.memory_bytes, session.nbytes)
         return document
 
     def answering(self) -> Any:

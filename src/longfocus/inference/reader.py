@@ -122,7 +122,7 @@ class Reading:
     @property
     def dtype(self) -> str:
         """Of the keys and values."""
-        dtype = self.model.focus.config.memory_dtype
+        dtype = self._cache.config.memory_dtype
         return dtype or str(self.model.dtype).removeprefix("torch.")
 
     @property

@@ -53,10 +53,10 @@ class Session:
 
     `tokenizer` may be None for models of bare token ids. `window_prefix="bos"` begins every window that is read with
     the tokenizer's BOS (also: token ids); the default, none, is LongLLaMA's. `search`, `top_k`, `retain`, `index`,
-    `certify` override the model's (`FocusConfig`). What is read and said takes at most `memory_budget` bytes; the rest
-    goes to nameless files in `spill_folder`, None for the system's temporary one. `system` is the first message of the
-    conversation and of every question, where the tokenizer has a chat template. Raises LongFocusError for a document
-    of another model.
+    `certify`, `memory_dtype` override the model's (`FocusConfig`). What is read and said takes at most `memory_budget`
+    bytes; the rest goes to nameless files in `spill_folder`, None for the system's temporary one. `system` is the first
+    message of the conversation and of every question, where the tokenizer has a chat template. Raises LongFocusError
+    for a document of another model.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Session:
         retain: float | None = None,
         index: str | None = None,
         certify: bool | None = None,
+        memory_dtype: str | None = None,
         memory_budget: int | None = None,
         spill_folder: str | Path | None = None,
         system: str | None = None,
@@ -78,8 +79,8 @@ class Session:
         self.model, self.tokenizer = model, tokenizer
         self.documents = documents_of(documents)
         self.window_prefix = starting_ids(window_prefix, tokenizer)
-        chosen = {"search": search, "top_k": top_k, "retain": retain}
-        self._search: dict[str, Any] = {**chosen, "index": index, "certify": certify}
+        chosen = {"search": search, "top_k": top_k, "retain": retain, "index": index}
+        self._search: dict[str, Any] = {**chosen, "certify": certify, "memory_dtype": memory_dtype}
         self._searches = FocusCache(model, **self._search).searches
         self.rooms = Rooms(memory_budget, spill_folder)
         self._shared = {"searches": self._searches, "allocate": self.rooms.allocate}

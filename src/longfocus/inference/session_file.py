@@ -166,8 +166,8 @@ def _check_reader(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
     config, own = FocusConfig.from_dict(given["config"]), model.focus.config
-    # how a memory is searched may differ from session to session
-    free = {"search", "top_k", "retain", "index", "certify"}
+    # how a memory is searched and kept may differ from session to session
+    free = {"search", "top_k", "retain", "index", "certify", "memory_dtype"}
     different = [
         entry.name
         for entry in fields(FocusConfig)

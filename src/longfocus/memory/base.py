@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from longfocus.core.attention import Partial, attend, merge, nothing
+from longfocus.core.attention import Partial, attend, merge, nothing, under_autocast
 from longfocus.core.blocked import exact_dtype
-from longfocus.core.runs import Pairs, Runs
+from longfocus.core.runs import Pairs, Runs, attend_all
 from longfocus.memory.clusters import Clusters
 from longfocus.memory.quantized import Scales
 from longfocus.memory.writes import Writes
@@ -235,8 +235,12 @@ def _numbers(stored: Tensor, scale: Tensor | None, own: slice, dtype: torch.dtyp
 def _attend(query: Tensor, part: Part, *, scale: float, softcap: float | None) -> Partial:
     """Attention over all pairs of all lines, in the number type of the query.
 
-    Pairs of another type are converted some at a time: the whole memory is never held twice.
+    int8 pairs are widened as they are multiplied where the processor has matrix tiles. Else pairs of another type are
+    converted some at a time: the whole memory is never held twice.
     """
+    fused = _attend_int8(query, part, scale, softcap) if part.scales is not None else None
+    if fused is not None:
+        return fused
     device = query.device.type
     wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     each = part.key.shape[0] * part.key.shape[1] * part.key.shape[3]
@@ -248,6 +252,25 @@ def _attend(query: Tensor, part: Part, *, scale: float, softcap: float | None) -
         key, value = (read(start, stop, query.dtype) for read in (part.keys, part.values))
         found.append(attend(query, key, value, scale=scale, valid=seen, softcap=softcap))
     return merge(found) if found else nothing(query)
+
+
+def _attend_int8(query: Tensor, part: Part, scale: float, softcap: float | None) -> Partial | None:
+    query, _, _ = under_autocast(query, query, query)
+    if part.valid is not None:
+        return None
+    lines, kv_heads = part.key.shape[:2]
+    # (lines, kv_heads, groups * query, dim)
+    folded = query.unflatten(1, (kv_heads, -1)).flatten(2, 3)
+    output = torch.empty_like(folded, dtype=exact_dtype(query))
+    lse = output.new_empty(output.shape[:-1])
+    for line in range(lines):
+        for kv_head in range(kv_heads):
+            own = line, kv_head
+            found = attend_all(folded[own], part.pairs(*own), scale=scale, softcap=softcap)
+            if found is None:
+                return None
+            output[own], lse[own] = found
+    return Partial(output.view(*query.shape), lse.view(query.shape[:-1]))
 
 
 def _best(query: Tensor, part: Part, *, k: int, scale: float) -> Hits:
