@@ -88,6 +88,7 @@ def test_what_is_no_document_is_refused(documents: Any, tmp_path: Path) -> None:
     for make in (
         lambda: Session(small_model(), documents=documents),
         lambda: Session.load(tmp_path / "none", small_model(), documents=documents),
+        lambda: longfocus.FocusCache(small_model(), documents=documents),
     ):
         with pytest.raises(LongFocusError, match=r"documents= takes .* Got .*DocumentMemory\.load"):
             make()

@@ -19,7 +19,7 @@ from longfocus.config import Search as SearchName
 from longfocus.core.positions import Origin, find_origin
 from longfocus.errors import LongFocusError
 from longfocus.hf.cached_pairs import CachedPairs
-from longfocus.hf.documents import check_documents, parts_of
+from longfocus.hf.documents import check_documents, documents_of, parts_of
 from longfocus.hf.window import MemoryLayer, WindowLayer
 from longfocus.memory import Search, Store, make_search
 from longfocus.memory.document import DocumentMemory
@@ -144,7 +144,7 @@ class FocusCache(CachedPairs):
 
         They are merged in an order of their own, so that the order in which they are given changes no bit.
         """
-        documents = tuple(sorted(documents, key=lambda document: document.order))
+        documents = tuple(sorted(documents_of(documents), key=lambda document: document.order))
         check_documents(model, self.config, documents)
         parts = parts_of(model, documents)
         self.documents = documents

@@ -1,6 +1,6 @@
 """Whether a model can use a document: only the model that read it, or one with the same lower layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,18 @@ _DIFFERENCES = {
     "weights": "a model of the same architecture with other weights, such as before more training",
 }
 _AGAIN = "Load the model that read it, or read the text again with this one."
+
+
+def documents_of(given: Iterable[DocumentMemory]) -> list[DocumentMemory]:
+    """What callers give as documents. Raises LongFocusError for what is no document memory."""
+    # a document alone is no list
+    documents: list[Any] = list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(document, DocumentMemory) for document in documents):
+        raise LongFocusError(
+            f"documents= takes a list of document memories, or a library. Got {str(given)[:100]!r}. Open a file with "
+            "DocumentMemory.load(path), and read a text with Session.read."
+        )
+    return documents
 
 
 def check_documents(model: Any, config: FocusConfig, documents: Sequence[DocumentMemory]) -> None:

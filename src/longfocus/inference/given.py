@@ -1,26 +1,14 @@
 """What callers give to a session, checked before a model or a tokenizer meets it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from longfocus.errors import LongFocusError
-from longfocus.memory.document import DocumentMemory
 
 _TOLD_CHARACTERS = 100
-
-
-def documents_of(given: Iterable[DocumentMemory]) -> list[DocumentMemory]:
-    """Raises LongFocusError for what is no document memory."""
-    documents: list[Any] = list(given) if isinstance(given, Iterable) else [None]
-    if not all(isinstance(document, DocumentMemory) for document in documents):
-        raise LongFocusError(
-            f"documents= takes a list of document memories, or a library. Got {_told(given)}. Open a file with "
-            "DocumentMemory.load(path), and read a text with Session.read."
-        )
-    return documents
 
 
 def questions_of(given: object) -> list[str] | list[list[int]]:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from longfocus.config import Search
 from longfocus.errors import LongFocusError
 from longfocus.hf.cache import FocusCache
-from longfocus.hf.documents import check_tokenizer
+from longfocus.hf.documents import check_tokenizer, documents_of
 from longfocus.hf.fingerprint import tokenizer_fingerprint
 from longfocus.hf.model import FocusMixin
 from longfocus.inference import session_file
@@ -37,7 +37,6 @@ from longfocus.inference.generation import (
     refuse_several,
     shaping,
 )
-from longfocus.inference.given import documents_of
 from longfocus.inference.progress import reading_bar
 from longfocus.inference.prompts import Message, Prompt, Prompts, message, starting_ids
 from longfocus.inference.reader import Reading
