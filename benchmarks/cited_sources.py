@@ -15,7 +15,8 @@ import json
 from pathlib import Path
 
 import longfocus
-from longfocus.evaluation.haystack import DIGITS, Haystack, PlantedKey, standard_library_lines
+from longfocus.evaluation.haystack import DIGITS, Haystack, PlantedKey
+from longfocus.evaluation.source_lines import standard_library_lines
 from longfocus.hf.pretrained import resolve
 from longfocus.inference.answer import Answer, Span
 

@@ -26,7 +26,8 @@ from torch import Tensor
 
 import longfocus
 from longfocus import DocumentMemory
-from longfocus.evaluation.haystack import DIGITS, Haystack, PlantedKey, standard_library_lines
+from longfocus.evaluation.haystack import DIGITS, Haystack, PlantedKey
+from longfocus.evaluation.source_lines import standard_library_lines
 from longfocus.hf.pretrained import resolve
 from longfocus.hf.window import MemoryLayer
 from longfocus.memory import Part, dense

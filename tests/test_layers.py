@@ -42,7 +42,11 @@ HOMES = {
     "tokenizers": {"hf", "training"},
     "rich": {"cli", "inference/progress.py", "training/progress.py"},
     "tyro": {"cli"},
-    "matplotlib": {"evaluation/plot.py", "evaluation/speed/plot.py"},
+    "matplotlib": {
+        "evaluation/plot.py",
+        "evaluation/report/draw.py",
+        "evaluation/speed/plot.py",
+    },
     # what `pip install 'longfocus[bench]'` brings, and what is installed beside it (docs/speed.md)
     "faiss": {
         "memory/faiss_index.py",
@@ -54,7 +58,7 @@ HOMES = {
     "selectolax": {"inference/texts/html_text.py"},
     # what `pip install 'longfocus[train]'` brings
     "accelerate": {"training/run.py"},
-    "datasets": {"training/tables.py"},
+    "datasets": {"evaluation/labelled.py", "training/tables.py"},
     "peft": {"training/adapters.py"},
     "pyarrow": {"training/tables.py", "training/token_file.py"},
     # what torch and transformers bring

@@ -63,11 +63,9 @@ class Session:
 
     def _answer(self, question: str) -> str:
         text = "".join(self.texts)
-        name = re.search(r"The pass key of '(\w+)' is $", question)
-        found = re.search(
-            rf"The pass key of '{name.group(1)}' is (\d+)" if name else r"The pass key is (\d+)",
-            text,
-        )
+        named = re.search(r"(The [\w ]+ of '\w+' is) ?$", question)
+        asked = named.group(1) if named else "The pass key is"
+        found = re.search(rf"{asked} (\d+)", text)
         return f"{found.group(1)}." if found else "nobody knows"
 
 
@@ -108,7 +106,7 @@ def records_of(ids: Tensor) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]
 class Knowing:
     """A subject that answers from everything it has read."""
 
-    remembers = True
+    remembers = has_memory = True
 
     def __init__(self, tokenizer: Any = None) -> None:
         self.model, self.tokenizer, self.folder = DictionaryModel(), tokenizer, Path()

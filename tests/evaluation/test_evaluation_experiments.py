@@ -12,10 +12,10 @@ from longfocus.core import dictionary_task as task
 from longfocus.errors import LongFocusError
 from longfocus.evaluation.experiment import Cell, number_of_tokens
 from longfocus.evaluation.experiments import EXPERIMENTS, experiment, passkey
-from longfocus.evaluation.haystack import frequent_words
 from longfocus.evaluation.memory_options import MemoryOptions
 from longfocus.evaluation.results import Results
 from longfocus.evaluation.runner import run
+from longfocus.evaluation.source_lines import frequent_words
 from longfocus.evaluation.subject import Subject
 from longfocus.memory import store
 from small import byte_tokenizer, small_model
@@ -50,10 +50,30 @@ def of(name: str, text_file: Path) -> dict[str, Any]:
             "file": text_file,
         },
         "passkey hard": {"tokens": ("512",), "text": "hard", "questions": 5, "file": text_file},
+        "needle sentence": {
+            "tokens": ("512", "1K"),
+            "depths": 2,
+            "needles": 2,
+            "distractors": 3,
+            "file": text_file,
+        },
+        "needle passkey": {
+            "tokens": ("512",),
+            "depths": 1,
+            "wording": "passkey",
+            "file": text_file,
+        },
     }[name]
 
 
-NAMES = ["dictionary", "passkey landmark", "passkey plain", "passkey hard"]
+NAMES = [
+    "dictionary",
+    "passkey landmark",
+    "passkey plain",
+    "passkey hard",
+    "needle sentence",
+    "needle passkey",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,8 +95,12 @@ def test_who_remembers_nothing_scores_what_chance_gives(name: str, text_file: Pa
         assert row["accuracy"] == row["accuracy_without_memory"] <= 0.1
 
 
+# these measure losses and shares, or choose among labels, in files of their own
+ELSEWHERE = {"perplexity", "distraction", "fewshot", "retrieval"}
+
+
 def test_every_experiment_of_the_list_is_tested() -> None:
-    assert {name.split()[0] for name in NAMES} == set(EXPERIMENTS)
+    assert {name.split()[0] for name in NAMES} | ELSEWHERE == set(EXPERIMENTS)
 
 
 def test_whole_answers_are_counted_apart() -> None:
@@ -133,7 +157,7 @@ def test_names_are_made_of_frequent_words(text_file: Path, tmp_path: Path) -> No
 def test_a_real_model_reads_and_is_asked(text_file: Path) -> None:
     subject = Subject(small_model(window=128), byte_tokenizer())
     for name in NAMES[1:]:
-        for row in measured("passkey", subject, **of(name, text_file)):
+        for row in measured(name.split()[0], subject, **of(name, text_file)):
             assert 0 <= row["accuracy"] <= 1
             assert row["reading_seconds"] > 0
             assert row["answering_seconds"] > 0

@@ -16,8 +16,6 @@ from longfocus.evaluation.haystack import (
     LINE,
     Haystack,
     Piece,
-    repeated_file_lines,
-    standard_library_lines,
 )
 from longfocus.evaluation.passkey import (
     PasskeyTask,
@@ -25,6 +23,7 @@ from longfocus.evaluation.passkey import (
     evaluate_passkey,
     exact_match,
 )
+from longfocus.evaluation.source_lines import repeated_file_lines, standard_library_lines
 from longfocus.inference.answer import Span
 from longfocus.inference.session import Answer
 from longfocus.training.tokenizer import train_tokenizer

@@ -25,6 +25,11 @@ every_type = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def _first_round_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clustered, "TOGETHER", 0)
+
+
 def pinned() -> Clustered:
     """A search that visits the best clusters once, and is content with whatever they hold."""
     audit = Audit(1e-9, FIRST)
@@ -169,6 +174,23 @@ def test_pairs_that_carry_a_gradient_get_theirs_also_from_queries_without() -> N
     output, _ = search(queries(), parts, scale=0.01)
     assert all(grad.abs().sum() > 0 for grad in torch.autograd.grad(output.sum(), [key, value]))
     assert search.audit.report() is None
+
+
+def test_queries_that_read_all_clusters_anyway_visit_more_of_them_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.set_default_dtype(torch.float64)
+    query, document = 2 * torch.randn(1, KV_HEADS, 10, DIM), cluster(Part(*pairs(1, 900)), 40)
+    few = pinned()(query, [document], scale=SCALE)
+    # ten queries with 8 clusters each are two to a cluster
+    for together, first in ((3, FIRST), (4, 2 * FIRST), (7, 2 * FIRST)):
+        monkeypatch.setattr(clustered, "TOGETHER", together)
+        found = pinned()(query, [document], scale=SCALE)
+        assert found.lse.equal(few.lse) == (first == FIRST)
+        monkeypatch.setattr(clustered, "TOGETHER", 0)
+        wide = pinned()
+        wide.audit.width = Width(1e30, first)
+        close(found, wide(query, [document], scale=SCALE), 1e-12)
 
 
 def test_documents_share_one_ranking() -> None:

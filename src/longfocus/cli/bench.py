@@ -142,3 +142,7 @@ def _silence() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+SUBCOMMANDS = {"speed": (Arguments, run)}
+"""By its name among the experiments of `longfocus evaluate`."""

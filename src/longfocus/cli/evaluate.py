@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from longfocus.cli.model_options import ModelOptions, load_model
 from longfocus.cli.outputs import refuse_unwritable
+from longfocus.errors import LongFocusError
 from longfocus.evaluation.experiment import Experiment, Settings
 from longfocus.evaluation.experiments import EXPERIMENTS, experiment
 from longfocus.evaluation.memory_options import MemoryOptions
@@ -66,12 +67,18 @@ def _run(name: str, chosen: Experiment, arguments: Any) -> int | None:
     results = Results(arguments.output, arguments.json)
     memory = _part(MemoryOptions, arguments)
     subject = Subject(
-        load_model(arguments),
+        load_model(arguments, needs_memory=chosen.needs_memory),
         _tokenizer(chosen, arguments.model),
         memory,
         window_prefix=arguments.window_prefix or (),
         folder=_folder(arguments.model),
     )
+    given = [name for name, value in memory.to_dict().items() if value is not None]
+    if given and not subject.has_memory:
+        raise LongFocusError(
+            f"{arguments.model} has no memory, so {', '.join(given)} would have no effect. Leave it out, or attach a "
+            "memory with --memory-layers and --window."
+        )
     about = {"command": shlex.join(["longfocus", *sys.argv[1:]]), "model": arguments.model}
     results.open(described(name, settings, memory, subject, **about), cells)
     return _measure(name, chosen, settings, subject, results)

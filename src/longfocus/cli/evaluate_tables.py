@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from longfocus.cli.tables import length
+from longfocus.evaluation.shown import INTERVAL, cell, columns, length, title, value
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 
 MEASURES = ("accuracy", "perplexity")
-INTERVAL = "_interval"
 
 
 def show(console: "Console", name: str, rows: Rows) -> None:
@@ -22,12 +21,12 @@ def show(console: "Console", name: str, rows: Rows) -> None:
     if not rows:
         console.print("Nothing was measured.")
         return
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    names = columns(rows)
     table = Table(title=name, title_justify="left", title_style="bold")
-    for column in columns:
-        table.add_column(_title(column), justify="right", no_wrap=column.endswith(INTERVAL))
+    for column in names:
+        table.add_column(title(column), justify="right", no_wrap=column.endswith(INTERVAL))
     for row in rows:
-        table.add_row(*(_cell(row, column) for column in columns))
+        table.add_row(*(cell(row, column) for column in names))
     console.print(table)
     for line in over_seeds(rows):
         console.print(line, highlight=False)
@@ -42,39 +41,9 @@ def over_seeds(rows: Rows) -> list[str]:
             if row.get(measure) is not None:
                 groups[row["tokens"]].append(row[measure])
         lines += [
-            f"{length(tokens)}: {measure} {_value(measure, fmean(found))} (mean of {len(found)}), least "
-            f"{_value(measure, min(found))}, most {_value(measure, max(found))}"
+            f"{length(tokens)}: {measure} {value(measure, fmean(found))} (mean of {len(found)}), least "
+            f"{value(measure, min(found))}, most {value(measure, max(found))}"
             for tokens, found in groups.items()
             if len(found) > 1
         ]
     return lines
-
-
-def _title(column: str) -> str:
-    if column.endswith(INTERVAL):
-        return "95%"
-    for unit, shown in (("_seconds", " s"), ("_bytes", " MiB")):
-        if column.endswith(unit):
-            return column.removesuffix(unit).replace("_", " ") + shown
-    return column.replace("_", " ")
-
-
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if value is None:
-        return "-"
-    if column.endswith(INTERVAL):
-        return " to ".join(_value(column, end) for end in value)
-    return _value(column, value)
-
-
-def _value(column: str, value: Any) -> str:
-    if column == "tokens":
-        return length(value)
-    if column.endswith("_bytes"):
-        return f"{value / 2**20:,.0f}"
-    if column.endswith("_seconds"):
-        return f"{value:,.1f}"
-    if isinstance(value, float):
-        return f"{value:.2f}" if "perplexity" in column else f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) and column != "seed" else str(value)

@@ -51,6 +51,8 @@ COMMANDS = {
         f"evaluate {name}": Command("longfocus.cli.evaluate", summary)
         for name, summary in EXPERIMENTS.items()
     },
+    "evaluate speed": Command("longfocus.cli.bench", "the same as `longfocus bench`"),
+    "report": Command("longfocus.cli.report", "tables and plots of results, beside the paper's"),
     "train continue": Command(
         "longfocus.cli.train_model", "continued pre-training of any model on your texts"
     ),

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from longfocus.errors import LongFocusError
+from longfocus.evaluation.shown import length as length
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,14 +77,6 @@ def live_table(console: "Console", table: "Table") -> Iterator[Show]:
             live.update(table)
     if not console.is_terminal:
         console.print()
-
-
-def length(tokens: int) -> str:
-    """4096 as 4K."""
-    for unit, size in (("M", UNITS["M"]), ("K", UNITS["K"])):
-        if tokens % size == 0:
-            return f"{tokens // size}{unit}"
-    return f"{tokens:,}"
 
 
 def percent(share: float) -> str:

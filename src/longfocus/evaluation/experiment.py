@@ -66,6 +66,8 @@ class Experiment:
     cells: Callable[[Any], Iterable[Cell]] = lengths_and_seeds
     has_texts: bool = True
     """Whether it needs a tokenizer."""
+    needs_memory: bool = True
+    """Whether the model must have a memory."""
 
 
 def number_of_tokens(text: str) -> int:

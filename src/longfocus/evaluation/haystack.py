@@ -8,18 +8,16 @@ reading anything twice. Every planted line stands whole inside one window (a lin
 its name in one window and its digits in the next, and nothing can join them).
 """
 
-import re
-import sysconfig
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longfocus.errors import LongFocusError
+from longfocus.evaluation.source_lines import SourceLine, token_counts
 
 DIGITS = 5
 HARD_KEYS_PER_WINDOW = 4
@@ -33,11 +31,6 @@ def main():
 """
 """Lines before every question, as a file has them: at the very start of a window the small model answers worse."""
 QUESTION = CONTEXT + "\n# The pass key of '{name}' is "
-WORDS, FEWEST_WORDS = 500, 30
-"""Words that names are made of."""
-_WORD = re.compile(r"(?<![A-Za-z])[a-z]{4,9}(?![A-Za-z])")
-MAX_LINE_CHARACTERS = 400
-"""Longer lines (tables of data) are shortened, so that keys find room in every window."""
 
 
 @dataclass(frozen=True)
@@ -81,82 +74,30 @@ class Piece:
         return self.places[max(bisect_right(self.starts, character) - 1, 0)]
 
 
-class SourceLine(NamedTuple):
-    """A line of the text that hides the keys."""
-
-    file: str
-    number: int
-    text: str
-    tokens: int
-    """Tokens of the line together with the newline before it."""
-
-
-def standard_library_lines(tokenizer: Any, seed: int) -> Iterator[SourceLine]:
-    """The Python standard library's own source files, in an order drawn from the seed, again and again."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = [path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts]
-    if not files:
-        raise LongFocusError(
-            f"The standard library's source code is not installed: no .py file under {root}. "
-            "Give a text file of your own instead."
-        )
-    order = np.random.default_rng(seed).permutation(len(files))
-    while True:
-        for index in order:
-            yield from file_lines(
-                files[index], tokenizer, files[index].relative_to(root).as_posix()
-            )
-
-
-def frequent_words(file: Path | None = None) -> list[str]:
-    """The most frequent words of a text, or of the standard library, for names: where a model has none of its own."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    counts: Counter[str] = Counter()
-    for path in [file] if file is not None else sorted(root.glob("*.py")):
-        counts.update(_WORD.findall(path.read_text(encoding="utf-8", errors="replace")))
-    words = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
-    if len(words) < FEWEST_WORDS:
-        raise LongFocusError(
-            f"{file or root} has only {len(words)} words to make names of, and {FEWEST_WORDS} are needed. Give a "
-            "longer text, in English or in code."
-        )
-    return words
-
-
-def repeated_file_lines(path: Path, tokenizer: Any) -> Iterator[SourceLine]:
-    """The lines of one text file, from the top again when it ends."""
-    lines = list(file_lines(path, tokenizer, path.name))
-    if not lines:
-        raise LongFocusError(
-            f"There is no text in {path}. Give a file that has some lines of text."
-        )
-    while True:
-        yield from lines
-
-
-def file_lines(path: Path, tokenizer: Any, name: str) -> Iterator[SourceLine]:
-    """The lines of a file with their numbers of tokens."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = [line[:MAX_LINE_CHARACTERS].rstrip() for line in text.splitlines()]
-    sizes = _token_counts([f"\n{line}" for line in lines], tokenizer)
-    for number, (line, size) in enumerate(zip(lines, sizes, strict=True), start=1):
-        yield SourceLine(name, number, line, size)
-
-
-def _token_counts(texts: list[str], tokenizer: Any) -> list[int]:
-    if not texts:
-        return []
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-
-
 def draw_names(words: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
     """Names from two of the words, none twice, in random order."""
     for pair in rng.permutation(len(words) ** 2):
         yield f"{words[pair // len(words)]}_{words[pair % len(words)]}"
 
 
+def key_line(name: str, digits: str) -> str:
+    """The line that hides a pass key."""
+    return LINE.format(name=name, digits=digits)
+
+
+class _Waiting(NamedTuple):
+    """A line that is to be planted."""
+
+    tokens: int
+    place: float
+    """Share of its window before which it should not stand."""
+    name: str
+    digits: str
+    text: str
+
+
 class Haystack:
-    """Hands out the pieces of one haystack."""
+    """Hands out the pieces of one haystack; `line` makes what is hidden of a name and its digits."""
 
     def __init__(
         self,
@@ -166,8 +107,9 @@ class Haystack:
         *,
         window: int,
         seed: int,
+        line: Callable[[str, str], str] = key_line,
     ) -> None:
-        self.lines, self.tokenizer, self.window = lines, tokenizer, window
+        self.lines, self.tokenizer, self.window, self.line = lines, tokenizer, window, line
         self.rng = np.random.default_rng(seed)
         self.names = draw_names(words, self.rng)
         self.pieces = 0
@@ -180,10 +122,23 @@ class Haystack:
         else:
             counts = np.bincount(np.arange(keys) % windows, minlength=windows)
             counts = self.rng.permutation(counts)
+        # drawn window by window, as the text is put together
+        return self._planted(tokens, (np.sort(self.rng.random(count)) for count in counts))
+
+    def piece_with(self, tokens: int, depths: Sequence[float]) -> Piece:
+        """The next piece, with a key at each of these depths: from 0, its beginning, to before 1, its end."""
+        places = np.sort(np.asarray(depths, dtype=np.float64)) * tokens / self.window
+        windows = range(-(-tokens // self.window))
+        return self._planted(
+            tokens, (places[places.astype(int) == window] % 1 for window in windows)
+        )
+
+    def _planted(self, tokens: int, places: Iterable[NDArray[np.float64]]) -> Piece:
+        """A piece with a key at each of the places of every window."""
         planter = _Planter(self.window, self.pieces)
         self.pieces += 1
-        for window, count in enumerate(counts):
-            planter.plan(self._draw_keys(int(count)))
+        for window, own in enumerate(places):
+            planter.plan(self._draw_keys(own))
             while planter.tokens < min((window + 1) * self.window, tokens):
                 planter.add(next(self.lines))
         while planter.waiting:
@@ -193,7 +148,7 @@ class Haystack:
     def _finished(self, planter: "_Planter", tokens: int) -> Piece:
         """The piece with its real number of tokens: another tokenizer may join what is counted line by line."""
         while True:
-            count = _token_counts(["".join(planter.parts)], self.tokenizer)[0]
+            count = token_counts(["".join(planter.parts)], self.tokenizer)[0]
             if count >= tokens:
                 return Piece(
                     "".join(planter.parts),
@@ -205,22 +160,23 @@ class Haystack:
             for _ in range(1 + (tokens - count) // 16):
                 planter.add(next(self.lines))
 
-    def _draw_keys(self, count: int) -> list[tuple[int, float, str, str]]:
-        """(tokens, where in the window it should stand at the earliest, name, digits) of new keys."""
-        places = np.sort(self.rng.random(count))
+    def _draw_keys(self, places: NDArray[np.float64]) -> list[_Waiting]:
+        """New keys for these places of a window."""
         drawn = [
             (next(self.names), "".join(map(str, self.rng.integers(10, size=DIGITS))))
-            for _ in range(count)
+            for _ in places
         ]
-        sizes = _token_counts(
-            ["\n" + LINE.format(name=name, digits=digits) for name, digits in drawn], self.tokenizer
-        )
+        texts = [self.line(*key) for key in drawn]
+        sizes = token_counts([f"\n{text}" for text in texts], self.tokenizer)
         if max(sizes, default=0) > self.window:
             raise LongFocusError(
-                f"A pass-key line has up to {max(sizes)} tokens, which does not fit in a window of {self.window}. Use "
-                "a model with longer windows."
+                f"A line to be hidden has up to {max(sizes)} tokens, which does not fit in a window of {self.window}. "
+                "Use a model with longer windows."
             )
-        return [(size, place, *key) for size, place, key in zip(sizes, places, drawn, strict=True)]
+        return [
+            _Waiting(size, float(place), *key, text)
+            for size, place, key, text in zip(sizes, places, drawn, texts, strict=True)
+        ]
 
 
 class _Planter:
@@ -232,27 +188,28 @@ class _Planter:
         self.keys: list[PlantedKey] = []
         self.starts: list[int] = []
         self.places: list[str] = []
-        self.waiting: list[tuple[int, float, str, str]] = []
+        self.waiting: list[_Waiting] = []
         self.tokens = self.characters = 0
 
-    def plan(self, keys: list[tuple[int, float, str, str]]) -> None:
+    def plan(self, keys: list[_Waiting]) -> None:
         # those that found no room in the window before stand first in this one
-        self.waiting = [(size, 0.0, name, digits) for size, _, name, digits in self.waiting] + keys
+        self.waiting = [waiting._replace(place=0.0) for waiting in self.waiting] + keys
 
     def add(self, line: SourceLine) -> None:
         """Add a line of text, and before it the keys whose turn has come."""
         while self.waiting:
-            size, place, name, digits = self.waiting[0]
+            first = self.waiting[0]
             used = self.tokens % self.window
-            needed = sum(key[0] for key in self.waiting)
+            needed = sum(waiting.tokens for waiting in self.waiting)
             is_late = used + line.tokens + needed > self.window
-            if used + size > self.window or not (is_late or used >= place * self.window):
+            is_time = is_late or used >= first.place * self.window
+            if used + first.tokens > self.window or not is_time:
                 break
             self.waiting.pop(0)
-            text = LINE.format(name=name, digits=digits)
-            span = (self.characters + 1, self.characters + 1 + len(text))
-            self.keys.append(PlantedKey(name, digits, self.piece, span, line.file, line.number))
-            self._append(text, size)
+            span = (self.characters + 1, self.characters + 1 + len(first.text))
+            key = (first.name, first.digits, self.piece, span, line.file, line.number)
+            self.keys.append(PlantedKey(*key))
+            self._append(first.text, first.tokens)
         self.starts.append(self.characters + 1)
         self.places.append(f"{line.file}:{line.number}")
         self._append(line.text, line.tokens)

@@ -1,10 +1,15 @@
-"""Shares of right answers, and how far chance may have moved them."""
+"""Shares of right answers and means over documents, and how far chance may have moved them."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 NORMAL_95 = 1.959964
 """Of a normal distribution, 95% lies within so many standard deviations of the mean."""
+TAILS_95 = (0.025, 0.975)
+DRAWS = 4000
+"""Of a bootstrap."""
 
 
 def share(scores: Iterable[float], name: str = "accuracy") -> dict[str, Any]:
@@ -28,3 +33,24 @@ def wilson(share: float, examples: int) -> tuple[float, float]:
     low, high = ((centre + way * spread) / (1 + square) for way in (-1, 1))
     # rounding must not leave the share itself outside
     return max(0.0, min(low, share)), min(1.0, max(high, share))
+
+
+def mean_over_groups(
+    values: Sequence[float], groups: Sequence[Hashable], name: str, seed: int = 0
+) -> dict[str, Any]:
+    """The mean of values, with its 95% confidence interval, as entries of a row.
+
+    The interval is that of the bootstrap over groups (documents, say, whose windows are alike): groups are drawn again
+    with all their values, and a group counts as often as it has values. For two measurements of the same examples give
+    the differences: that is the paired interval. With a single group there is none.
+    """
+    if not values:
+        return {name: None, f"{name}_interval": None}
+    _, numbers = np.unique([repr(group) for group in groups], return_inverse=True)
+    given = np.asarray(values, dtype=np.float64)
+    sums, counts = np.bincount(numbers, weights=given), np.bincount(numbers)
+    if len(sums) == 1:
+        return {name: float(given.mean()), f"{name}_interval": None}
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(DRAWS, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    return {name: float(given.mean()), f"{name}_interval": np.quantile(means, TAILS_95).tolist()}

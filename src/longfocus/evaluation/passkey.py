@@ -20,9 +20,8 @@ from longfocus.evaluation.haystack import (
     Haystack,
     Piece,
     PlantedKey,
-    repeated_file_lines,
-    standard_library_lines,
 )
+from longfocus.evaluation.source_lines import lines_of
 from longfocus.evaluation.subject import Subject
 from longfocus.inference.answer import Answer, Span
 from longfocus.inference.session import Session
@@ -197,10 +196,7 @@ def is_right(key: PlantedKey, answer: Answer) -> bool:
 
 
 def _haystack(tokenizer: Any, task: PasskeyTask, words: Sequence[str], window: int) -> Haystack:
-    if task.file is None:
-        lines = standard_library_lines(tokenizer, task.seed)
-    else:
-        lines = repeated_file_lines(task.file, tokenizer)
+    lines = lines_of(task.file, tokenizer, task.seed)
     return Haystack(lines, tokenizer, words, window=window, seed=task.seed)
 
 

@@ -1,6 +1,7 @@
 """Runs an experiment cell by cell, and describes a run so that it can be repeated."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -47,18 +48,28 @@ def described(
 ) -> dict[str, Any]:
     """Everything that a run depends on. `more` is how it was called, and how the model is named."""
     model, prefix = subject.model, subject.window_prefix
+    focus = model.focus.config.to_dict() if subject.has_memory else None
     return {
         "experiment": name,
         **more,
         "settings": settings.to_dict(),
         "memory": memory.to_dict(),
         "window_prefix": prefix,
-        "focus": model.focus.config.to_dict(),
+        "focus": focus,
         "fingerprint": {
-            **model_fingerprint(model, every_layer=True),
+            **(model_fingerprint(model, every_layer=True) if focus else _plain(model)),
             "tokenizer": tokenizer_fingerprint(subject.tokenizer),
         },
         "versions": machine.versions(),
         "hardware": {**machine.hardware(), "device": str(model.device)},
         "threads": torch.get_num_threads(),
     }
+
+
+def _plain(model: Any) -> dict[str, str]:
+    """What tells a model without memory from others."""
+    found = sha256(model.config.to_json_string().encode())
+    for name, weight in model.state_dict().items():
+        found.update(name.encode())
+        found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return {"architecture": str(model.config.model_type), "weights": found.hexdigest()[:32]}

@@ -1,7 +1,8 @@
 """Clustered search: every query attends to all pairs of the clusters that promise it the most.
 
     rank     clusters of all sorted parts by their expected mass
-    visit    the best 16, then as many again, and so on, each cluster once with all queries that want it
+    visit    the best 16 (more where all clusters are read anyway), then as many again, and so on, each cluster once
+             with all queries that want it
     stop     a query whose latter half of clusters added next to nothing, and whose next ones promise no more; one that
              would visit a quarter of all sees all
 
@@ -28,6 +29,8 @@ from longfocus.memory.visits import HELD, SortedHead
 
 FIRST = 16
 """Clusters that every query visits, at least."""
+TOGETHER = 8
+"""Queries that visit a cluster at the price of one: reading it costs more."""
 DENSE_SHARE = 0.25
 """A query that wants more of the clusters than this attends to everything."""
 
@@ -120,6 +123,13 @@ def _search(
     return Partial(output, lse)
 
 
+def _first_round(queries: int, clusters: int, least: int) -> int:
+    """Clusters that every query visits first: more of them where all are read anyway, as long as few want the same."""
+    while clusters <= queries * least <= TOGETHER * clusters / 2:
+        least *= 2
+    return least
+
+
 class _Known(NamedTuple):
     """Attention over the parts that are not sorted."""
 
@@ -156,7 +166,7 @@ class _Head(SortedHead):
         clusters = ranks.shape[1]
         most = int(DENSE_SHARE * clusters)
         waiting = torch.arange(len(query), device=query.device)
-        start, stop = 0, audit.width.least
+        start, stop = 0, _first_round(len(query), clusters, audit.width.least)
         output, lse = known.output.clone(), known.lse.clone()
         visits = torch.zeros_like(waiting)
         while len(waiting) and stop <= most:

@@ -7,6 +7,11 @@ from longfocus.evaluation.experiment import Experiment
 EXPERIMENTS = {
     "dictionary": "the paper's lookup task: words defined in the memory, asked for",
     "passkey": "a number hidden in a long text: the paper's prompt, or many in source code",
+    "needle": "sentences hidden at several depths of any text, by length and depth",
+    "fewshot": "labelled examples in memory, others asked for: TREC, WebQS, any file",
+    "retrieval": "which keys of the memory the tokens of a text look at, and how sharply",
+    "perplexity": "loss of held-out documents by what is in memory: their own text, or others too",
+    "distraction": "share of the attention that falls on the own document among others in memory",
 }
 """What each is, by its name, which is that of its file."""
 

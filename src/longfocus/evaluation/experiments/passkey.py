@@ -6,7 +6,6 @@ says little. Every question is about a text of its own, which is read for it. --
 their words; all questions are about one memory. Nobody can guess such a number: without memory accuracy is 0.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -106,8 +105,8 @@ def first_number(text: str) -> int | None:
 
 
 def _planted_records(subject: "Subject", settings: PasskeySettings, cell: Cell) -> Iterator[Record]:
-    from longfocus.evaluation.haystack import frequent_words
     from longfocus.evaluation.passkey import Hidden, PasskeyTask, is_right
+    from longfocus.evaluation.source_lines import words_of_names
 
     task = PasskeyTask(
         keys=settings.keys if settings.text == "plain" else None,
@@ -115,8 +114,7 @@ def _planted_records(subject: "Subject", settings: PasskeySettings, cell: Cell) 
         seed=cell["seed"],
         file=settings.file,
     )
-    own = subject.folder / "passkey_words.json"
-    words = json.loads(own.read_text())["test"] if own.is_file() else frequent_words(settings.file)
+    words = words_of_names(subject.folder, settings.file)
     with subject.session() as session:
         hidden = Hidden(subject, session, task, words)
         hidden.read(cell["tokens"])

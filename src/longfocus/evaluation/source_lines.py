@@ -1,0 +1,103 @@
+"""Lines of text with their numbers of tokens, and the words that occur in them: what haystacks are made of."""
+
+import json
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from longfocus.errors import LongFocusError
+
+WORDS_FILE = "passkey_words.json"
+"""Beside a model: words that it saw in no name of its training, under "test"."""
+WORDS, FEWEST_WORDS = 500, 30
+"""Words that names are made of."""
+MAX_LINE_CHARACTERS = 400
+"""Longer lines (tables of data) are shortened, so that keys find room in every window."""
+_WORD = re.compile(r"(?<![A-Za-z])[a-z]{4,9}(?![A-Za-z])")
+
+
+class SourceLine(NamedTuple):
+    """A line of a text."""
+
+    file: str
+    number: int
+    text: str
+    tokens: int
+    """Tokens of the line together with the newline before it."""
+
+
+def standard_library_lines(tokenizer: Any, seed: int) -> Iterator[SourceLine]:
+    """The Python standard library's own source files, in an order drawn from the seed, again and again."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts]
+    if not files:
+        raise LongFocusError(
+            f"The standard library's source code is not installed: no .py file under {root}. "
+            "Give a text file of your own instead."
+        )
+    order = np.random.default_rng(seed).permutation(len(files))
+    while True:
+        for index in order:
+            yield from file_lines(
+                files[index], tokenizer, files[index].relative_to(root).as_posix()
+            )
+
+
+def frequent_words(file: Path | None = None) -> list[str]:
+    """The most frequent words of a text, or of the standard library, for names: where a model has none of its own."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    counts: Counter[str] = Counter()
+    for path in [file] if file is not None else sorted(root.glob("*.py")):
+        counts.update(_WORD.findall(path.read_text(encoding="utf-8", errors="replace")))
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
+    if len(words) < FEWEST_WORDS:
+        raise LongFocusError(
+            f"{file or root} has only {len(words)} words to make names of, and {FEWEST_WORDS} are needed. Give a "
+            "longer text, in English or in code."
+        )
+    return words
+
+
+def words_of_names(folder: Path, file: Path | None = None) -> list[str]:
+    """Words for names that the model of a folder has not learned, else the most frequent ones of the text."""
+    own = folder / WORDS_FILE
+    return json.loads(own.read_text())["test"] if own.is_file() else frequent_words(file)
+
+
+def lines_of(file: Path | None, tokenizer: Any, seed: int) -> Iterator[SourceLine]:
+    """Lines without end: of a text file, or of the standard library."""
+    if file is None:
+        return standard_library_lines(tokenizer, seed)
+    return repeated_file_lines(file, tokenizer)
+
+
+def repeated_file_lines(path: Path, tokenizer: Any) -> Iterator[SourceLine]:
+    """The lines of one text file, from the top again when it ends."""
+    lines = list(file_lines(path, tokenizer, path.name))
+    if not lines:
+        raise LongFocusError(
+            f"There is no text in {path}. Give a file that has some lines of text."
+        )
+    while True:
+        yield from lines
+
+
+def file_lines(path: Path, tokenizer: Any, name: str) -> Iterator[SourceLine]:
+    """The lines of a file with their numbers of tokens."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line[:MAX_LINE_CHARACTERS].rstrip() for line in text.splitlines()]
+    sizes = token_counts([f"\n{line}" for line in lines], tokenizer)
+    for number, (line, size) in enumerate(zip(lines, sizes, strict=True), start=1):
+        yield SourceLine(name, number, line, size)
+
+
+def token_counts(texts: list[str], tokenizer: Any) -> list[int]:
+    """Tokens of each text, without those that a tokenizer puts around one."""
+    if not texts:
+        return []
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
