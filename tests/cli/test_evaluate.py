@@ -19,7 +19,7 @@ def test_evaluation_writes_rows_records_and_what_repeats_it(run: Any, tmp_path: 
     said = run(*words)
     assert said.code == 0, said.err
     assert "accuracy without memory" in " ".join(said.out.split())
-    assert "512: accuracy 0.0% (mean of 2), least 0.0%, most 0.0%" in said.out
+    assert "512: accuracy 0.0% (mean of 2 seeds), least 0.0%, most 0.0%" in said.out
     assert "tokens 512, seed 1" in said.err
     found = json.loads(file.read_text())
     assert found["rows"] == json.loads((folder / "metrics.json").read_text())["rows"]
@@ -104,5 +104,11 @@ def test_the_list_of_evaluations_loads_no_model(capsys: pytest.CaptureFixture[st
 
 def test_what_was_measured_with_one_seed_has_no_mean() -> None:
     assert over_seeds([{"tokens": 1024, "seed": 1, "accuracy": 0.5}]) == []
+    depths = [{"tokens": 1024, "seed": 1, "depth": d, "accuracy": d} for d in (0.2, 0.4)]
+    assert over_seeds(depths) == []
+    other = [{**row, "seed": 2, "accuracy": 0.5} for row in depths]
+    assert over_seeds(depths + other) == [
+        "1K: accuracy 40.0% (mean of 2 seeds), least 30.0%, most 50.0%"
+    ]
     rows = [{"tokens": 1024, "seed": seed, "perplexity": 3.0 + seed} for seed in (1, 2)]
-    assert over_seeds(rows) == ["1K: perplexity 4.50 (mean of 2), least 4.00, most 5.00"]
+    assert over_seeds(rows) == ["1K: perplexity 4.50 (mean of 2 seeds), least 4.00, most 5.00"]

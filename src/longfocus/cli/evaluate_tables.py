@@ -33,17 +33,18 @@ def show(console: "Console", name: str, rows: Rows) -> None:
 
 
 def over_seeds(rows: Rows) -> list[str]:
-    """A line for each length that was measured with several seeds."""
+    """A line for each length that was measured with several seeds; of the rows of a seed the mean counts."""
     lines = []
     for measure in MEASURES:
-        groups: dict[int, list[float]] = defaultdict(list)
+        groups: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:
             if row.get(measure) is not None:
-                groups[row["tokens"]].append(row[measure])
-        lines += [
-            f"{length(tokens)}: {measure} {value(measure, fmean(found))} (mean of {len(found)}), least "
-            f"{value(measure, min(found))}, most {value(measure, max(found))}"
-            for tokens, found in groups.items()
-            if len(found) > 1
-        ]
+                groups[row["tokens"]][row["seed"]].append(row[measure])
+        for tokens, seeds in groups.items():
+            found = [fmean(own) for own in seeds.values()]
+            if len(found) > 1:
+                lines.append(
+                    f"{length(tokens)}: {measure} {value(measure, fmean(found))} (mean of {len(found)} seeds), least "
+                    f"{value(measure, min(found))}, most {value(measure, max(found))}"
+                )
     return lines
