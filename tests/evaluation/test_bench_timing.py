@@ -84,6 +84,8 @@ def test_the_least_time_of_a_longer_reading_is_below_any_that_is_at_least_linear
     assert least_seconds([(4096, 1.0), (16384, math.inf)], 65536) == math.inf
     # noise may make a longer reading look cheaper per token
     assert least_seconds([(4096, 1.0), (16384, 1.0)], 65536) == 4.0
+    # a longer one says nothing of a shorter one
+    assert least_seconds([(65536, math.inf), (4096, 1.0)], 16384) == 4.0
 
 
 def test_ratios_are_theirs_by_ours_or_the_other_way_round_where_it_says_so() -> None:

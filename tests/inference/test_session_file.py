@@ -13,12 +13,21 @@ from longfocus.memory.tensor_file import TensorFile, write_tensors
 from small import TEXT, byte_tokenizer, small_model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @every_positions
 @every_memory
-def test_a_saved_session_goes_on_bit_for_bit(
+def test_a_saved_session_of_any_kind_goes_on_bit_for_bit(
     layers: tuple[int, ...], positions: str, dtype: str | None, tmp_path: Path
 ) -> None:
+    goes_on(layers, positions, dtype, tmp_path)
+
+
+def test_a_saved_session_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    goes_on((1,), "window_start", None, tmp_path)
+
+
+def goes_on(layers: tuple[int, ...], positions: str, dtype: str | None, tmp_path: Path) -> None:
     own = chatting(layers, positions=positions, memory_dtype=dtype)
     talk(own, SAID[:3])
     own.save(tmp_path / "s.session")

@@ -23,6 +23,7 @@ def budgeted(
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [{}, {"memory_dtype": "int8"}, {"search": "clustered"}])
 @every_memory
 def test_a_memory_that_outgrows_its_budget_says_the_same(

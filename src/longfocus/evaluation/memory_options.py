@@ -1,6 +1,6 @@
 """With which memory an experiment runs; every field is an option of `longfocus evaluate`. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,11 +41,4 @@ class MemoryOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """All that may change a row; where the files lie does not."""
-        return {
-            "search": self.search,
-            "top_k": self.top_k,
-            "retain": self.retain,
-            "index": self.index,
-            "memory_dtype": self.memory_dtype,
-            "memory_gib": self.memory_gib,
-        }
+        return {name: value for name, value in asdict(self).items() if name != "spill_folder"}

@@ -123,9 +123,9 @@ def _search(
     return Partial(output, lse)
 
 
-def _first_round(queries: int, clusters: int, least: int) -> int:
+def _first_round(queries: int, clusters: int, most: int, least: int) -> int:
     """Clusters that every query visits first: more of them where all are read anyway, as long as few want the same."""
-    while clusters <= queries * least <= TOGETHER * clusters / 2:
+    while clusters <= queries * least <= TOGETHER * clusters / 2 and 2 * least <= most:
         least *= 2
     return least
 
@@ -166,7 +166,7 @@ class _Head(SortedHead):
         clusters = ranks.shape[1]
         most = int(DENSE_SHARE * clusters)
         waiting = torch.arange(len(query), device=query.device)
-        start, stop = 0, _first_round(len(query), clusters, audit.width.least)
+        start, stop = 0, _first_round(len(query), clusters, most, audit.width.least)
         output, lse = known.output.clone(), known.lse.clone()
         visits = torch.zeros_like(waiting)
         while len(waiting) and stop <= most:

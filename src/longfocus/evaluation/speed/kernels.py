@@ -24,6 +24,7 @@ from longfocus.evaluation.speed.peers import faiss_flat
 from longfocus.evaluation.speed.rows import Row
 from longfocus.evaluation.speed.timing import Clock, Contestant, Timing
 from longfocus.memory import Part
+from longfocus.memory.audit import SELDOM
 
 FAISS = "faiss_flat"
 LIMIT = "bandwidth limit"
@@ -33,7 +34,7 @@ LEARNED_FROM = 3
 """Windows with whose queries a search learns its width before it is timed."""
 LEARNED = 1024
 """Queries that it learns from: by then it seldom measures itself."""
-SETTLED = 256
+SETTLED = SELDOM
 """Queries in a repetition of such a search, so that what it measures of itself counts as in use."""
 _CHECKED = 4096
 """Keys that everything is checked on before it is timed."""

@@ -99,10 +99,11 @@ def least_seconds(before: Sequence[tuple[int, float]], tokens: int) -> float:
     Only used to not start what would be stopped: the cost per token never falls, so that the growth between the last
     two lengths is the least that comes.
     """
-    if not before:
+    shorter = sorted(own for own in before if own[0] < tokens)[-2:]
+    if not shorter:
         return 0.0
-    last, seconds = before[-1]
-    slope = max(1.0, exponent(before[-2], before[-1])) if len(before) > 1 else 1.0
+    last, seconds = shorter[-1]
+    slope = max(1.0, exponent(*shorter)) if len(shorter) > 1 else 1.0
     return seconds * (tokens / last) ** slope
 
 
