@@ -113,8 +113,10 @@ def sorted_pairs(tokens: int, rooms: Rooms) -> Part:
 def step(part: Part, query: Tensor) -> Tensor:
     """Attention of one query per head over its best clusters."""
     outputs = []
-    for head in range(KV_HEADS):
-        memory = SortedHead((part,), (0,), head, DIM**-0.5, None)
+    memories = [SortedHead((part,), (0,), head, DIM**-0.5, None) for head in range(KV_HEADS)]
+    for head, memory in enumerate(memories):
+        memory.announce(query[head], VISITED)
+    for head, memory in enumerate(memories):
         wanted = memory.ranks(query[head]).topk(VISITED).indices
         outputs.append(memory.visit(query[head], wanted).output)
     return torch.cat(outputs)

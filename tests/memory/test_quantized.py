@@ -1,10 +1,12 @@
 """int8 vectors: the error is bounded by half a step of each vector's own scale."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longfocus.memory.quantized import LARGEST, quantize
+from longfocus.memory.base import Part
+from longfocus.memory.quantized import LARGEST, Scales, quantize
 
 
 @given(st.integers(0, 10**6), st.floats(1e-6, 1e6))
@@ -27,3 +29,19 @@ def test_narrow_types_are_quantized_from_their_own_values() -> None:
     vectors = torch.randn(4, 8).bfloat16()
     for one, other in zip(quantize(vectors), quantize(vectors.float()), strict=True):
         assert one.equal(other)
+
+
+@pytest.mark.parametrize("queries", [1, 2, 256, 257])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
+def test_few_queries_and_many_get_what_the_formula_says(dtype: torch.dtype, queries: int) -> None:
+    key, value = torch.randn(2, 1, 2, 700, 64)
+    parts = {torch.bfloat16: Part(key.bfloat16(), value.bfloat16())}
+    (narrow, by_key), (low, by_value) = quantize(key), quantize(value)
+    parts[torch.int8] = Part(narrow, low, scales=Scales(by_key, by_value))
+    query = torch.randn(1, 2, queries, 64).bfloat16()
+    part = parts[dtype]
+    keys, values = (numbers(0, len(part), torch.float32) for numbers in (part.keys, part.values))
+    scores = query.float() @ keys.mT * 0.2
+    found = part.attend(query, scale=0.2)
+    torch.testing.assert_close(found.output, scores.softmax(-1) @ values, atol=2e-2, rtol=0)
+    torch.testing.assert_close(found.lse, scores.logsumexp(-1), atol=2e-2, rtol=0)

@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +124,31 @@ def test_sorted_pairs_on_a_file_are_loaded_as_they_are_visited(
     assert {head for _, head in loaded} == {0, 1}
     expected = Clustered(0.5)(query, [in_ram], scale=1.0)
     assert found.output.equal(expected.output)
+
+
+@pytest.mark.parametrize(("tokens", "is_announced"), [(1, True), (4, True), (5, False)])
+def test_what_a_token_will_visit_is_announced_for_all_heads_before_any_is_visited(
+    tokens: int, is_announced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int]] = []
+    for name in ("announce", "fetch"):
+        own = getattr(SpilledPairs, name)
+
+        def noting(
+            self: Any, line: int, head: int, runs: Runs, own: Any = own, name: str = name
+        ) -> None:
+            calls.append((name, head))
+            own(self, line, head, runs)
+
+        monkeypatch.setattr(SpilledPairs, name, noting)
+    (part,) = fill(Store(), [5000]).parts()
+    on_file = cluster(part, 128, Rooms(0, tmp_path).allocate)
+    query = torch.randn(1, 4, tokens, 8)
+    found = Clustered(0.5)(query, [on_file], scale=1.0)
+    first = [("announce", 0), ("announce", 1), ("fetch", 0)]
+    assert (calls[:3] == first) == is_announced
+    assert ("fetch", 1) in calls
+    assert found.output.equal(Clustered(0.5)(query, [cluster(part, 128)], scale=1.0).output)
 
 
 def test_runs_that_nearly_touch_are_loaded_together(monkeypatch: pytest.MonkeyPatch) -> None:

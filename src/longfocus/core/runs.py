@@ -4,6 +4,8 @@ A visit is small: in Python most of its time would go into calling torch (docs/s
 """
 
 import ctypes
+from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -102,6 +104,28 @@ def attend_all(
         lse.unflatten(0, (-1, each)).unbind(1),
     )
     return merge([Partial(*own) for own in zip(outputs, lses, strict=True)])
+
+
+def attend_lines(
+    query: Float[Tensor, "lines heads query dim"],
+    pairs: Callable[[int, int], Pairs],
+    sizes: tuple[int, int],
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Partial | None:
+    """`attend_all` for every line and KV head, of which there are `sizes`; None where C cannot do that."""
+    lines, kv_heads = sizes
+    # (lines, kv_heads, groups * query, dim)
+    folded = query.unflatten(1, (kv_heads, -1)).flatten(2, 3)
+    output = torch.empty_like(folded, dtype=exact_dtype(query))
+    lse = output.new_empty(output.shape[:-1])
+    for own in product(range(lines), range(kv_heads)):
+        found = attend_all(folded[own], pairs(*own), scale=scale, softcap=softcap)
+        if found is None:
+            return None
+        output[own], lse[own] = found
+    return Partial(output.view(*query.shape), lse.view(query.shape[:-1]))
 
 
 def plain(

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from longfocus.core.attention import Partial, attend, merge, nothing, under_autocast
 from longfocus.core.blocked import exact_dtype
-from longfocus.core.runs import Pairs, Runs, attend_all
+from longfocus.core.runs import Pairs, Runs, attend_lines
 from longfocus.memory.clusters import Clusters
 from longfocus.memory.quantized import Scales
 from longfocus.memory.writes import Writes
 
 # Components of keys converted to another number type at a time.
 CONVERTED_ELEMENTS = 2**24
+# Queries of one KV head that are faster in matrix tiles than in torch's fused attention.
+FEW_QUERIES = 256
 # Scores held at a time while searching, in elements.
 SEARCH_ELEMENTS = 2**23
 
@@ -49,8 +51,11 @@ class PairsFile(Protocol):
     def verify_clusters(self) -> None:
         """What `Clusters` says is what was written; nothing is said of the pairs."""
 
+    def announce(self, line: int, kv_head: int, runs: Runs) -> None:
+        """Have the system begin to load some runs of pairs of one line and KV head."""
+
     def fetch(self, line: int, kv_head: int, runs: Runs) -> None:
-        """Load and verify some runs of pairs of one line and KV head."""
+        """Load and verify them."""
 
 
 @runtime_checkable
@@ -235,12 +240,17 @@ def _numbers(stored: Tensor, scale: Tensor | None, own: slice, dtype: torch.dtyp
 def _attend(query: Tensor, part: Part, *, scale: float, softcap: float | None) -> Partial:
     """Attention over all pairs of all lines, in the number type of the query.
 
-    int8 pairs are widened as they are multiplied where the processor has matrix tiles. Else pairs of another type are
-    converted some at a time: the whole memory is never held twice.
+    Pairs of another type are converted some at a time: the whole memory is never held twice. Where the processor has
+    matrix tiles, int8 pairs are widened as they are multiplied, and few queries share what is read (docs/log.md).
     """
-    fused = _attend_int8(query, part, scale, softcap) if part.scales is not None else None
-    if fused is not None:
-        return fused
+    queries = query.shape[1] * query.shape[2] // part.key.shape[1]
+    may_share = part.scales is not None or 1 < queries <= FEW_QUERIES
+    if may_share and part.valid is None:
+        asked, _, _ = under_autocast(query, query, query)
+        sizes = (part.key.shape[0], part.key.shape[1])
+        fused = attend_lines(asked, part.pairs, sizes, scale=scale, softcap=softcap)
+        if fused is not None:
+            return fused
     device = query.device.type
     wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     each = part.key.shape[0] * part.key.shape[1] * part.key.shape[3]
@@ -252,25 +262,6 @@ def _attend(query: Tensor, part: Part, *, scale: float, softcap: float | None) -
         key, value = (read(start, stop, query.dtype) for read in (part.keys, part.values))
         found.append(attend(query, key, value, scale=scale, valid=seen, softcap=softcap))
     return merge(found) if found else nothing(query)
-
-
-def _attend_int8(query: Tensor, part: Part, scale: float, softcap: float | None) -> Partial | None:
-    query, _, _ = under_autocast(query, query, query)
-    if part.valid is not None:
-        return None
-    lines, kv_heads = part.key.shape[:2]
-    # (lines, kv_heads, groups * query, dim)
-    folded = query.unflatten(1, (kv_heads, -1)).flatten(2, 3)
-    output = torch.empty_like(folded, dtype=exact_dtype(query))
-    lse = output.new_empty(output.shape[:-1])
-    for line in range(lines):
-        for kv_head in range(kv_heads):
-            own = line, kv_head
-            found = attend_all(folded[own], part.pairs(*own), scale=scale, softcap=softcap)
-            if found is None:
-                return None
-            output[own], lse[own] = found
-    return Partial(output.view(*query.shape), lse.view(query.shape[:-1]))
 
 
 def _best(query: Tensor, part: Part, *, k: int, scale: float) -> Hits:

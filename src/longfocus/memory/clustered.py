@@ -31,6 +31,8 @@ FIRST = 16
 """Clusters that every query visits, at least."""
 TOGETHER = 8
 """Queries that visit a cluster at the price of one: reading it costs more."""
+ANNOUNCED = 4
+"""Tokens, of all rows, whose clusters in files are announced for all heads before any is visited."""
 DENSE_SHARE = 0.25
 """A query that wants more of the clusters than this attends to everything."""
 
@@ -105,10 +107,11 @@ def _search(
     seen = [tuple(part.line_of(row) for part in found) for row in range(batch)]
     for lines in sorted(set(seen)):
         rows = [row for row in range(batch) if seen[row] == lines]
-        for kv_head in range(kv_heads):
+        memories = [_Head(tuple(found), lines, head, scale, softcap) for head in range(kv_heads)]
+        _announce(memories, query[rows].detach(), audit.width.least)
+        for kv_head, memory in enumerate(memories):
             own = slice(kv_head * heads, (kv_head + 1) * heads)
             shape = (len(rows), heads, query.shape[2])
-            memory = _Head(tuple(found), lines, kv_head, scale, softcap)
             known = _Known(
                 rest.output[rows, own].flatten(0, 2),
                 rest.lse[rows, own].flatten(),
@@ -121,6 +124,16 @@ def _search(
             lse[rows, own] = best.lse.view(shape)
             missed[rows, own] = best.missed.view(shape)
     return Partial(output, lse)
+
+
+def _announce(memories: Sequence[SortedHead], query: Tensor, best: int) -> None:
+    """Let all heads load at once what a token will visit: one after the other would wait for each."""
+    parts, (rows, _, queries, _) = memories[0].parts, query.shape
+    if rows * queries > ANNOUNCED or all(part.file is None for part in parts):
+        return
+    with torch.autocast(query.device.type, enabled=False):
+        for memory, own in zip(memories, query.chunk(len(memories), dim=1), strict=True):
+            memory.announce(own.flatten(0, 2), best)
 
 
 def _first_round(queries: int, clusters: int, most: int, least: int) -> int:

@@ -79,21 +79,29 @@ class MappedPairs:
         for name in (*_CLUSTERS, "order"):
             self._waiting.discard(name)
 
+    def announce(self, line: int, kv_head: int, runs: Runs) -> None:
+        """Let the system load runs of pairs of one KV head, all at once."""
+        del line
+        for start, stop in self._ranges(kv_head, runs):
+            self.file.will_need(self.prefix + "pairs", start, stop)
+
     def fetch(self, line: int, kv_head: int, runs: Runs) -> None:
         """Load runs of pairs of one KV head at once, and verify those that nobody has looked at."""
-        del line
-        pairs = self._tensor("pairs")
-        each = pairs.stride(1) * pairs.element_size()
-        first = kv_head * pairs.stride(0) * pairs.element_size()
-        ranges = joined(runs, each)
-        for start, stop in ranges:
-            self.file.will_need(self.prefix + "pairs", first + start, first + stop)
+        self.announce(line, kv_head, runs)
         if "scales" in self._waiting:
             self._verify("scales")
             self._waiting.discard("scales")
         if "pairs" in self._waiting:
-            for start, stop in ranges:
-                self._verify("pairs", first + start, first + stop)
+            for start, stop in self._ranges(kv_head, runs):
+                self._verify("pairs", start, stop)
+
+    def _ranges(self, kv_head: int, runs: Runs) -> list[tuple[int, int]]:
+        """Bytes of the pairs of all KV heads where some runs lie."""
+        pairs = self._tensor("pairs")
+        each, first = (
+            stride * pairs.element_size() for stride in (pairs.stride(1), pairs.stride(0))
+        )
+        return [(first * kv_head + a, first * kv_head + b) for a, b in joined(runs, each)]
 
     def _tensor(self, name: str) -> Tensor:
         return self.file.tensor(self.prefix + name)

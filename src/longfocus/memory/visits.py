@@ -52,6 +52,18 @@ class SortedHead:
         ranks = [own.log_mass(scaled, line, self.kv_head) for _, line, own in self.clusters()]
         return torch.cat([some.to(query.device) for some in ranks], 1)
 
+    def announce(self, query: Float[Tensor, "queries dim"], best: int) -> None:
+        """Have the system begin to load the clusters in files that promise the most to some queries."""
+        ranks, first = self.ranks(query), 0
+        wanted = ranks.topk(min(best, ranks.shape[1])).indices.unique()
+        for part, line, own in self.clusters():
+            starts = own.starts[line, self.kv_head]
+            here = wanted[(wanted >= first) & (wanted < first + len(own))].to(starts.device) - first
+            if part.file is not None and len(here):
+                runs = Runs(starts[here], starts[here + 1], starts[:1])
+                part.file.announce(line, self.kv_head, runs)
+            first += len(own)
+
     def visit(
         self, query: Float[Tensor, "queries dim"], wanted: Int[Tensor, "queries wanted"]
     ) -> Visited:
