@@ -122,6 +122,7 @@ def test_a_cache_that_does_not_fit_is_not_measured(monkeypatch: pytest.MonkeyPat
     assert any("GiB of memory" in row.note for row in found.rows)
 
 
+@pytest.mark.long
 def test_packages_that_are_missing_leave_their_rows_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss_flat, "is_there", lambda: False)
     monkeypatch.setattr(memorizing, "is_there", lambda: False)

@@ -102,6 +102,9 @@ class Altered:
     def verify_clusters(self) -> None:
         pass
 
+    def announce(self, line: int, kv_head: int, runs: Runs) -> None:
+        pass
+
     def fetch(self, line: int, kv_head: int, runs: Runs) -> None:
         pass
 

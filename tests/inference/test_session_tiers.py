@@ -60,6 +60,7 @@ def test_a_full_disk_in_the_middle_of_an_answer_leaves_the_conversation(
     assert talk(own, SAID[2:]) == talk(other, SAID[2:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [{"memory_dtype": "int8"}, {"search": "clustered"}])
 @every_memory
 def test_sessions_with_other_memories_are_saved_and_go_on(
