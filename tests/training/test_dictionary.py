@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import longfocus
+from longfocus.core.plans import paper_plan
 from longfocus.errors import LongFocusError
 from longfocus.evaluation.dictionary import DictionaryTask, evaluate_dictionary
-from longfocus.training.dictionary import make_model, train_dictionary
+from longfocus.training.dictionary import train_dictionary
+from longfocus.training.dictionary_model import make_model, places_of
 from longfocus.training.dictionary_recipe import DictionaryRecipe
 from longfocus.training.loop import Progress
 
@@ -178,3 +180,40 @@ def test_shipped_recipe_is_the_command_s_default() -> None:
     folder = Path(longfocus.__file__).parent / "models" / "dictionary"
     recipe = DictionaryRecipe.from_dict(json.loads((folder / "recipe.json").read_text()))
     assert recipe == DictionaryRecipe()
+
+
+def test_a_model_can_start_from_another_with_scaled_positions(tmp_path: Path) -> None:
+    start = replace(TINY, curriculum=(2,), curriculum_only=True, max_positions=128)
+    train_dictionary(replace(start, positions="window_start"), tmp_path / "start")
+    state = torch.load(tmp_path / "start" / "training" / "training_state.pt", weights_only=True)
+    saved = longfocus.from_pretrained(tmp_path / "start").state_dict()
+    for name, weight in state["model"].items():
+        # nothing is sharpened, for the training is not over
+        assert torch.equal(saved[name].to(torch.bfloat16), weight.to(torch.bfloat16))
+    recipe = replace(
+        TINY,
+        model=str(tmp_path / "start"),
+        curriculum=(25,),
+        positions="window_start",
+        rope_scaling="yarn:2",
+    )
+    model = make_model(recipe)
+    for name, weight in saved.items():
+        assert torch.equal(model.state_dict()[name], weight.float())
+    assert model.config.rope_parameters["rope_type"] == "yarn"
+    assert (model.config.max_position_embeddings, model.focus.config.window) == (256, 256)
+    assert train_dictionary(recipe, tmp_path / "scaled").ending == "finished"
+
+
+def test_positions_of_random_weights_and_a_model_to_start_from_are_refused_together() -> None:
+    with pytest.raises(LongFocusError, match="Got 128"):
+        replace(TINY, model="somewhere", max_positions=128)
+
+
+def test_true_positions_place_what_is_seen_before_what_sees_it(tmp_path: Path) -> None:
+    own, shared = paper_plan(3, d=1), paper_plan(3, d=3)[:5]
+    assert places_of(own, 2).tolist() == [[0, 1]] * 3 + [[2, 3]] * 3
+    assert places_of(shared, 2).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [6, 7]]
+    recipe = replace(TINY, positions="true", rope_scaling="linear:4")
+    assert train_dictionary(recipe, tmp_path).ending == "finished"
+    assert longfocus.from_pretrained(tmp_path).focus.config.positions == "true"

@@ -4,9 +4,11 @@ The same command on the same directory continues where it was stopped.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from longfocus.config import Positions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +34,18 @@ class DictionaryArguments:
     """Which of its 4 layers, counted from 0, look into the memory. The last one may."""
     max_steps: int | None = None
     """Stop after so many steps; the same command with more goes on."""
+    positions: Positions = "none"
+    """How memory layers see places: none (the shipped model), window_start, true."""
+    model: str | None = None
+    """Another dictionary model to start from; left out: random weights."""
+    curriculum: tuple[int, ...] = (3, 6, 12, 25)
+    """Records per window, one stage after the other."""
+    curriculum_only: bool = False
+    """End behind the curriculum: a model to start from."""
+    max_positions: int | None = None
+    """Positions, and longest window, of a model of random weights; left out: 256."""
+    rope_scaling: str | None = None
+    """Scaled positions such as linear:2, dynamic:2 or yarn:2, where windows are longer than the model's positions."""
 
 
 def run_dictionary(arguments: DictionaryArguments) -> int | None:
@@ -39,11 +53,13 @@ def run_dictionary(arguments: DictionaryArguments) -> int | None:
     from longfocus.training.dictionary_recipe import DictionaryRecipe
 
     _check_minutes(arguments.cpu_minutes)
-    recipe = DictionaryRecipe(
-        seed=arguments.seed,
-        cpu_minutes=arguments.cpu_minutes,
-        memory_layers=arguments.memory_layers,
-    )
+    # the recipe has more entries than the command has options
+    given = {
+        entry.name: getattr(arguments, entry.name)
+        for entry in fields(DictionaryRecipe)
+        if hasattr(arguments, entry.name)
+    }
+    recipe = DictionaryRecipe(**given)
     steps = float("inf") if arguments.max_steps is None else arguments.max_steps
     return _train(
         arguments.output,

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longfocus.config import FocusConfig
 from longfocus.core import dictionary_task as task
 from longfocus.core.labels import NO_LOSS
+from longfocus.training.dictionary_model import make_model, places_of
 from longfocus.training.dictionary_recipe import DictionaryRecipe
 from longfocus.training.loop import METRICS_FILE, Outcome, Progress, train
 from longfocus.training.output import open_output
@@ -69,62 +69,12 @@ def train_dictionary(
 
 def _save(model: Any, recipe: DictionaryRecipe, outcome: Outcome, directory: Path) -> None:
     """The model in bf16 with its sharpened scores, and how long each stage took."""
-    with torch.no_grad():
-        for attention in _memory_attention(model, recipe):
-            attention.q_norm.weight.mul_(recipe.sharpen)
+    if not recipe.curriculum_only:
+        with torch.no_grad():
+            for attention in _memory_attention(model, recipe):
+                attention.q_norm.weight.mul_(recipe.sharpen)
     (directory / SUMMARY_FILE).write_text(json.dumps({"stages": outcome.stages}, indent=1) + "\n")
     model.to(torch.bfloat16).save_pretrained(directory)
-
-
-def make_model(recipe: DictionaryRecipe) -> Any:
-    """The untrained model with its memory attached; the same seed gives the same weights."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from longfocus.hf.attach import attach
-
-    config = Qwen3Config(
-        vocab_size=task.VOCABULARY,
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.kv_heads,
-        head_dim=recipe.head_dim,
-        max_position_embeddings=task.WINDOW,
-        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
-        tie_word_embeddings=False,
-        initializer_range=recipe.hidden_size**-0.5,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=task.PAD,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model: Any = Qwen3ForCausalLM(config)
-        _draw_weights(model, recipe)
-    focus = FocusConfig(
-        memory_layers=recipe.memory_layers,
-        window=task.WINDOW,
-        positions="none",
-        memory_dtype="bfloat16",
-    )
-    # Says that this model has a memory of its own, so that attach does not warn of an untrained one.
-    model.config.focus = focus.to_dict()
-    attach(model, focus)
-    # At these lengths its backward pass takes half the time of the fused one on CPUs. It is not saved.
-    model.set_attn_implementation("eager")
-    return model
-
-
-def _draw_weights(model: Any, recipe: DictionaryRecipe) -> None:
-    """Embeddings of size 1, and outputs into the residual stream small enough for its depth."""
-    depth = (2 * recipe.layers) ** -0.5
-    with torch.no_grad():
-        model.model.embed_tokens.weight.normal_(0, 1)
-        for layer in model.model.layers:
-            attended = recipe.heads * recipe.head_dim
-            layer.self_attn.o_proj.weight.normal_(0, attended**-0.5 * depth)
-            layer.mlp.down_proj.weight.normal_(0, recipe.intermediate_size**-0.5 * depth)
 
 
 def stages(model: Any, recipe: DictionaryRecipe) -> list[Stage]:
@@ -144,6 +94,8 @@ def stages(model: Any, recipe: DictionaryRecipe) -> list[Stage]:
         )
         for index, records in enumerate(recipe.curriculum)
     ]
+    if recipe.curriculum_only:
+        return easy
     return [
         *easy,
         _crossbatch_stage(model, recipe, "", recipe.steps, recipe.temperature_factor),
@@ -189,7 +141,7 @@ def _curriculum_step(
 
     def step(generator: torch.Generator) -> StepResult:
         batch = task.training_batch(documents, documents, records, task.SYMBOLS, generator)
-        return _answer(model, batch, plan)
+        return _answer(model, batch, plan, recipe)
 
     return step
 
@@ -207,15 +159,26 @@ def _crossbatch_step(
         batch = task.training_batch(
             recipe.documents, recipe.asking, recipe.curriculum[-1], alphabet, generator
         )
-        return _answer(model, batch, plan)
+        return _answer(model, batch, plan, recipe)
 
     return step
 
 
-def _answer(model: Any, batch: task.TaskBatch, plan: Tensor) -> StepResult:
+def _answer(
+    model: Any, batch: task.TaskBatch, plan: Tensor, recipe: DictionaryRecipe
+) -> StepResult:
     """Loss and accuracy on the answer tokens of a crossbatch batch."""
+    places = (
+        {"position_ids": places_of(plan, batch.input_ids.shape[1])}
+        if recipe.positions == "true"
+        else {}
+    )
     output = model(
-        input_ids=batch.input_ids, labels=batch.labels, additional_contexts=plan, use_cache=False
+        input_ids=batch.input_ids,
+        labels=batch.labels,
+        additional_contexts=plan,
+        use_cache=False,
+        **places,
     )
     expected = batch.labels[:, 1:]
     asked = expected != NO_LOSS

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from longfocus.config import Positions
 from longfocus.errors import LongFocusError
 from longfocus.training.output import RECIPE_FILE
 
@@ -28,6 +29,14 @@ class DictionaryRecipe:
     memory_layers: tuple[int, ...] = (2,)
     rope_theta: float = 100.0
     """Windows are short: with 10,000 learning takes longer."""
+    model: str | None = None
+    """Another dictionary model to start from, in place of random weights; sizes are then its own."""
+    positions: Positions = "none"
+    """How memory layers see places."""
+    max_positions: int | None = None
+    """Positions, and longest window, of a model of random weights; None: 256."""
+    rope_scaling: str | None = None
+    """Scaled positions such as yarn:2, for a window longer than the model's positions."""
 
     curriculum: tuple[int, ...] = (3, 6, 12, 25)
     """Records per window of the stages with d = 1."""
@@ -40,6 +49,9 @@ class DictionaryRecipe:
     """A curriculum stage ends after so many steps at the latest."""
     curriculum_rate: float = 3e-3
     """AdamW learning rate, reached after 50 steps."""
+
+    curriculum_only: bool = False
+    """End behind the curriculum: a model to start from."""
 
     documents: int = 32
     """Crossbatch stage: previous windows per step, all of them seen by every asking window (d)."""
@@ -70,6 +82,12 @@ class DictionaryRecipe:
         ):
             raise LongFocusError(
                 f"memory_layers must be some, not all, of the layers 0 to {self.layers - 1}, none twice. Got {layers}."
+            )
+
+        if self.model and self.max_positions:
+            raise LongFocusError(
+                f"max_positions is for random weights; those of {self.model} have their own. Got {self.max_positions}. "
+                "Leave it out."
             )
 
     def to_dict(self) -> dict[str, Any]:
