@@ -53,16 +53,21 @@ HOMES = {
         "evaluation/speed/peers/faiss_flat.py",
         "evaluation/speed/peers/memorizing.py",
     },
+    # what `pip install 'longfocus[lm-eval]'` brings
+    "lm_eval": {"evaluation/lm_eval.py"},
+    "tqdm": {"evaluation/lm_eval.py"},
     # what `pip install 'longfocus[read]'` brings
     "pypdf": {"inference/texts/pdf_text.py"},
     "selectolax": {"inference/texts/html_text.py"},
+    # what `pip install 'longfocus[bm25]'` brings
+    "bm25s": {"evaluation/bm25.py"},
     # what `pip install 'longfocus[train]'` brings
     "accelerate": {"training/run.py"},
     "datasets": {"evaluation/labelled.py", "training/tables.py"},
     "peft": {"training/adapters.py"},
     "pyarrow": {"training/tables.py", "training/token_file.py"},
     # what torch and transformers bring
-    "filelock": {"training/tokenised.py"},
+    "filelock": {"evaluation/results.py", "training/tokenised.py"},
     "jinja2": {"inference/prompts.py", "training/chat.py"},
 }
 
@@ -153,7 +158,7 @@ def test_packages_of_extras_are_imported_inside_functions(path: Path) -> None:
     at_top = [node for node in ast.walk(tree) if node not in inside]
     found = [alias.name for node in at_top if isinstance(node, ast.Import) for alias in node.names]
     found += [node.module for node in at_top if isinstance(node, ast.ImportFrom)]
-    extras = {"datasets", "faiss", "peft", "pyarrow", "pypdf", "selectolax"}
+    extras = {"bm25s", "datasets", "faiss", "peft", "pyarrow", "pypdf", "selectolax"}
     assert not extras & {name.split(".")[0] for name in found}
 
 

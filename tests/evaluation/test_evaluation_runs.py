@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from examining import COUNT, CountSettings, Knowing, count_records
 
 from longfocus.errors import LongFocusError
 from longfocus.evaluation import intervals
+from longfocus.evaluation.given_files import hashes
 from longfocus.evaluation.results import Results
 from longfocus.evaluation.runner import run
 
@@ -40,7 +42,8 @@ def undisturbed(tmp_path: Path) -> Path:
 
 
 def test_the_folder_holds_configuration_records_and_rows(undisturbed: Path) -> None:
-    assert sorted(os.listdir(undisturbed)) == ["config.json", "metrics.json", "records.jsonl"]
+    shown = sorted(name for name in os.listdir(undisturbed) if not name.startswith("."))
+    assert shown == ["config.json", "metrics.json", "records.jsonl"]
     assert json.loads((undisturbed / "config.json").read_text())["settings"]["tokens"] == [
         1024,
         2048,
@@ -145,3 +148,27 @@ def test_intervals_hold_the_share_and_shrink_with_examples() -> None:
     # Wilson's for 8 of 10 is 0.490 to 0.943
     assert intervals.wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert intervals.share([]) == {"accuracy": None, "accuracy_interval": None}
+
+
+def test_a_folder_that_another_run_is_writing_is_refused(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    with pytest.raises(LongFocusError, match="being written by another process"):
+        Results(tmp_path)
+    del first
+    opened(tmp_path)
+
+
+def test_texts_that_changed_are_another_run(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "one.py").write_text("one")
+    (tmp_path / "texts" / "two.py").write_text("two")
+    paths = (tmp_path / "one.py", tmp_path / "texts")
+    before = hashes(SimpleNamespace(data=paths, file=None, seeds=(1, 2)))
+    assert list(before) == [str(path) for path in paths]
+    (tmp_path / "texts" / "two.py").write_text("three")
+    after = hashes(SimpleNamespace(data=paths))
+    assert after[str(paths[0])] == before[str(paths[0])]
+    assert after[str(paths[1])] != before[str(paths[1])]
+    opened(tmp_path / "run", files=before)
+    with pytest.raises(LongFocusError, match="differs from this one"):
+        opened(tmp_path / "run", files=after)

@@ -14,11 +14,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from longfocus.errors import LongFocusError
 from longfocus.evaluation.experiment import Cell, Record, Row
 from longfocus.memory.atomic import whole_file, write_all
 
 CONFIG, RECORDS, METRICS = "config.json", "records.jsonl", "metrics.json"
+LOCK = ".lock"
 MAY_DIFFER = ("command",)
 """Entries of the configuration in which a run that goes on with another may differ."""
 
@@ -32,6 +35,7 @@ class Results:
         self.rows: list[Row] = []
         if folder is not None:
             _make(folder)
+            self._lock = _locked(folder)
 
     def open(self, config: dict[str, Any], cells: Iterable[Cell]) -> None:
         """Begin, or go on with what is in the folder. Raises LongFocusError for the folder of another run."""
@@ -113,6 +117,18 @@ def _make(folder: Path) -> None:
         raise LongFocusError(
             f"--output {folder} is not empty and holds no {CONFIG} of a run to go on with. Choose a new folder."
         )
+
+
+def _locked(folder: Path) -> FileLock:
+    """Held until the process ends or the results are forgotten. Raises LongFocusError if another one holds it."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise LongFocusError(
+            f"--output {folder} is being written by another process. Wait for it, or choose another folder."
+        ) from None
+    return lock
 
 
 def _read(path: Path) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from longfocus.evaluation.experiment import Cell, Experiment, Settings
+from longfocus.evaluation.given_files import hashes
 from longfocus.evaluation.memory_options import MemoryOptions
 from longfocus.evaluation.results import Results
 from longfocus.evaluation.speed import machine
@@ -53,6 +54,7 @@ def described(
         "experiment": name,
         **more,
         "settings": settings.to_dict(),
+        "files": hashes(settings),
         "memory": memory.to_dict(),
         "window_prefix": prefix,
         "focus": focus,

@@ -1,0 +1,33 @@
+"""What the files hold that a run was given, in few characters: a run goes on with the same texts or not at all."""
+
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from longfocus.inference.texts.folder import files_under
+
+
+def hashes(settings: Any) -> dict[str, str]:
+    """SHA-256, shortened, of the content of every file or folder among the values of settings."""
+    return {str(path): _hash(path) for path in _paths(vars(settings).values()) if path.exists()}
+
+
+def _paths(values: Any) -> Iterator[Path]:
+    for value in values:
+        if isinstance(value, Path):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _paths(value)
+
+
+def _hash(path: Path) -> str:
+    found = sha256()
+    for file in files_under(path):
+        name = file.relative_to(path).as_posix()
+        with file.open("rb") as opened:
+            content = sha256()
+            while piece := opened.read(2**20):
+                content.update(piece)
+        found.update(f"{name}\0{content.hexdigest()}\n".encode())
+    return found.hexdigest()[:32]
