@@ -6,6 +6,7 @@ from longfocus.training.language_recipe import LanguageRecipe
 
 RECIPE = LanguageRecipe(
     vocabulary=300,
+    recall_documents=4,
     hidden_size=32,
     layers=3,
     heads=1,

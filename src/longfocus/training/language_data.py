@@ -6,6 +6,8 @@
     DATA/source.json           packages, versions and a hash of the training documents
     DATA/held_out.json         hashes and numbers of tokens of the held-out documents, and the leak check; written last
     DATA/tokens/               the training documents as tokens (`tokenised.py`)
+    DATA/recall/               training documents with lines to be recalled (`recall_documents.py`)
+    DATA/passkey_words.json    words of the names in these, and others that are in none of them
 
 What is held out is decided by name, before anything is trained. No training file is a copy of a held-out one, or made
 of its lines to more than half, and no held-out file is made of training lines to more than half.
@@ -31,6 +33,8 @@ from longfocus.training.corpus import (
     without_licence,
 )
 from longfocus.training.language_recipe import LanguageRecipe
+from longfocus.training.passkey_task import choose_words
+from longfocus.training.recall_documents import RecallSettings, write_recall_documents
 from longfocus.training.stdlib_leak import (
     SourceIndex,
     leak_report,
@@ -46,6 +50,10 @@ TRAIN, HELD_OUT, TOKENIZER, TOKENS = "train", "held_out", "tokenizer", "tokens"
 HELD_OUT_FILE, SOURCE_FILE = "held_out.json", "source.json"
 SAMPLE_EVERY = 6
 """The tokenizer is learnt from every sixth document."""
+
+RECALL, WORDS_FILE = "recall", "passkey_words.json"
+RECALL_EVERY, RECALL_CHARACTERS, RECALL_SEED = 3, 20_000, 0
+"""Recall documents and their words are made of every third training document, if it has so many characters."""
 
 NO_CAP = 2**60
 NOTHING_KNOWN = SourceIndex(frozenset(), frozenset())
@@ -70,6 +78,19 @@ def prepare_language_data(
     standard_library: list[Path] | None = None,
 ) -> None:
     """Make the data in `folder`, once; what is there already is kept, and refused if it is of another recipe."""
+    _make_texts(folder, recipe, prepare, packages=packages, standard_library=standard_library)
+    if not (folder / RECALL).exists():
+        _make_recall(folder, recipe, prepare)
+
+
+def _make_texts(
+    folder: Path,
+    recipe: LanguageRecipe,
+    prepare: Prepare,
+    *,
+    packages: Path | None,
+    standard_library: list[Path] | None,
+) -> None:
     about = {
         "vocabulary": recipe.vocabulary,
         "max_package_bytes": recipe.max_package_bytes,
@@ -111,6 +132,22 @@ def prepare_language_data(
     temporary = folder / "held_out.tmp"
     temporary.write_text(json.dumps(told, indent=1) + "\n")
     temporary.replace(folder / HELD_OUT_FILE)
+
+
+def _make_recall(folder: Path, recipe: LanguageRecipe, prepare: Prepare) -> None:
+    """Recall documents of some of the training documents; names are made of words of the same."""
+    texts = [path.read_text() for path in sorted((folder / TRAIN).glob("*.py"))[::RECALL_EVERY]]
+    codes = [text for text in texts if len(text) > RECALL_CHARACTERS] or texts
+    words = choose_words(codes, RECALL_SEED)
+    temporary = folder / "words.tmp"
+    temporary.write_text(json.dumps(asdict(words)))
+    temporary.replace(folder / WORDS_FILE)
+
+    def tell(done: int, total: int) -> None:
+        prepare("writing recall documents", done, total)
+
+    settings = RecallSettings(documents=recipe.recall_documents)
+    write_recall_documents(folder / RECALL, codes, words.train, settings, tell)
 
 
 def check_leaks(training: list[Document], held_out: SourceIndex) -> dict[str, Any]:

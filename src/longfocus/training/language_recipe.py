@@ -34,6 +34,8 @@ class LanguageRecipe:
     vocabulary: int = 2048
     max_package_bytes: int = 8_000_000
     """Of a larger package, so much is read."""
+    recall_documents: int = 400
+    """Documents with lines to be recalled (`recall_documents.py`), beside those that all models are trained on."""
     hidden_size: int = 192
     layers: int = 5
     heads: int = 3
