@@ -63,10 +63,10 @@ def _drawn(recipe: DictionaryRecipe) -> Any:
         eos_token_id=None,
         pad_token_id=task.PAD,
     )
-    config = scale_positions(config, recipe.rope_scaling)
+    scaled: Any = scale_positions(config, recipe.rope_scaling)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model: Any = Qwen3ForCausalLM(config)
+        model: Any = Qwen3ForCausalLM(scaled)
         _draw_weights(model, recipe)
     return model
 

@@ -57,11 +57,11 @@ def recall_documents(
     rng = np.random.default_rng(settings.seed)
     pools = [_pool(words, rng) for _ in range(settings.pools)]
     for number in range(settings.documents):
-        facts = _Facts(pools[rng.integers(len(pools))], words, rng, settings.reach)
+        facts = _Facts(pools[int(rng.integers(len(pools)))], words, rng, settings.reach)
         if number % 2:
             yield _dense(facts, settings)
         else:
-            yield _mixed(codes[rng.integers(len(codes))], facts, rng, settings)
+            yield _mixed(codes[int(rng.integers(len(codes)))], facts, rng, settings)
 
 
 def write_recall_documents(
