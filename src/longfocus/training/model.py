@@ -22,6 +22,7 @@ from longfocus.hf.pretrained import from_pretrained, read_config
 from longfocus.training.adapters import quantization
 from longfocus.training.places import place_of
 from longfocus.training.recipe import ContinueRecipe, Recipe, ScratchRecipe
+from longfocus.training.temperature import sharpen
 
 LONGEST_DEFAULT_WINDOW = 2048
 SCALINGS = ("linear", "dynamic", "yarn")
@@ -84,6 +85,8 @@ def make_model(recipe: Recipe, config: Any) -> PreTrainedModel:
         # says that its memory is going to be trained, so that attach does not warn
         model.config.focus = focus.to_dict()
         attach(model, focus)
+    if focus is not None:
+        sharpen(model, recipe.sharpen)
     return model
 
 

@@ -84,6 +84,9 @@ class Recipe:
     """adamw, or muon for the matrices of the layers (and AdamW for the rest): for models from random weights."""
     temperature_rate: float = 1.0
     """With muon: factor on the learning rate of the memory layers' q_norm and k_norm, where their temperature lives."""
+    sharpen: float = 1.0
+    """Factor on the scores of memory layers before training begins: a softmax learnt in small batches is too soft for a
+    large memory."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     lora_rank: int | None = None
@@ -144,6 +147,12 @@ class Recipe:
         ):
             if not getattr(self, name) >= 0:
                 raise LongFocusError(f"{name} must not be negative. Got {getattr(self, name)}.")
+        if not self.sharpen > 0:
+            raise LongFocusError(f"sharpen must be more than 0. Got {self.sharpen}.")
+        if self.sharpen != 1 and self.method in ("plain", "transformer_xl"):
+            raise LongFocusError(
+                f"{self.method} has no memory layers to sharpen. Got sharpen={self.sharpen}. Leave it out."
+            )
         if self.scheduler not in SCHEDULERS:
             raise LongFocusError(
                 f"scheduler={self.scheduler!r} is not known. Allowed: {', '.join(SCHEDULERS)}."
