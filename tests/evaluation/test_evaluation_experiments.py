@@ -96,7 +96,7 @@ def test_who_remembers_nothing_scores_what_chance_gives(name: str, text_file: Pa
 
 
 # these measure losses and shares, or choose among labels, in files of their own
-ELSEWHERE = {"perplexity", "distraction", "fewshot", "retrieval"}
+ELSEWHERE = {"benefit", "perplexity", "distraction", "layers", "fewshot", "retrieval"}
 
 
 def test_every_experiment_of_the_list_is_tested() -> None:

@@ -6,14 +6,15 @@ in one folder, and the same command goes on where it was stopped.
 
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields, make_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from longfocus.cli.model_options import ModelOptions, load_model
 from longfocus.cli.outputs import refuse_unwritable
-from longfocus.errors import LongFocusError
+from longfocus.errors import LongFocusError, extra
 from longfocus.evaluation.experiment import Experiment, Settings
 from longfocus.evaluation.experiments import EXPERIMENTS, experiment
 from longfocus.evaluation.memory_options import MemoryOptions
@@ -43,7 +44,7 @@ def _subcommand(name: str) -> tuple[type, Callable[[Any], int | None]]:
     chosen = experiment(name)
     arguments = make_dataclass(
         f"{name.capitalize()}Arguments",
-        [],
+        _of_layers() if chosen.attaches else [],
         bases=(_Options, chosen.settings),
         namespace={"__doc__": sys.modules[chosen.settings.__module__].__doc__},
         frozen=True,
@@ -52,7 +53,23 @@ def _subcommand(name: str) -> tuple[type, Callable[[Any], int | None]]:
     return arguments, lambda given: _run(name, chosen, given)
 
 
+def _of_layers() -> list[tuple[str, Any, Any]]:
+    """`--data` under a second name, and what is no setting of an experiment that proposes layers."""
+    import tyro
+
+    data: Any = Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("--text",))]
+    told = "Write a picture of the result here, as PNG (needs the extra `plot`)."
+    plot: Any = Annotated[Path | None, tyro.conf.arg(help=told)]
+    return [("data", data, field(default=())), ("plot", plot, field(default=None))]
+
+
 SUBCOMMANDS = {name: _subcommand(name) for name in EXPERIMENTS}
+
+
+def words_of(words: Sequence[str]) -> list[str]:
+    """The options of a command line; a model that stands before all of them is --model."""
+    is_named = bool(words) and not words[0].startswith("-")
+    return ["--model", *words] if is_named else list(words)
 
 
 def _run(name: str, chosen: Experiment, arguments: Any) -> int | None:
@@ -60,6 +77,8 @@ def _run(name: str, chosen: Experiment, arguments: Any) -> int | None:
     # what cannot be measured or written is refused before a model is loaded
     cells = list(chosen.cells(settings))
     refuse_unwritable(arguments.json)
+    if chosen.attaches:
+        _refuse_other_memory(name, arguments)
     from longfocus.evaluation.results import Results
     from longfocus.evaluation.runner import described
     from longfocus.evaluation.subject import Subject
@@ -67,7 +86,11 @@ def _run(name: str, chosen: Experiment, arguments: Any) -> int | None:
     results = Results(arguments.output, arguments.json)
     memory = _part(MemoryOptions, arguments)
     subject = Subject(
-        load_model(arguments, needs_memory=chosen.needs_memory),
+        # a window is then one of the experiment's own settings
+        load_model(
+            replace(arguments, window=None) if chosen.attaches else arguments,
+            needs_memory=chosen.needs_memory,
+        ),
         _tokenizer(chosen, arguments.model),
         memory,
         window_prefix=arguments.window_prefix or (),
@@ -81,11 +104,18 @@ def _run(name: str, chosen: Experiment, arguments: Any) -> int | None:
         )
     about = {"command": shlex.join(["longfocus", *sys.argv[1:]]), "model": arguments.model}
     results.open(described(name, settings, memory, subject, **about), cells)
-    return _measure(name, chosen, settings, subject, results)
+    # only some experiments have one
+    plot = vars(arguments).get("plot")
+    return _measure(name, chosen, settings, subject, results, plot)
 
 
 def _measure(
-    name: str, chosen: Experiment, settings: Settings, subject: "Subject", results: "Results"
+    name: str,
+    chosen: Experiment,
+    settings: Settings,
+    subject: "Subject",
+    results: "Results",
+    plot: Path | None,
 ) -> int | None:
     from rich.console import Console
 
@@ -105,9 +135,29 @@ def _measure(
         # in a file, a wide table is more use than a folded one
         console = Console(width=180)
     show(console, name, results.rows)
+    if chosen.attaches and results.rows:
+        from longfocus.cli.evaluate_layers import conclude
+
+        conclude(console, settings, results, plot)
     if code is not None:
         console.print("Interrupted: this is what was measured until then.", highlight=False)
     return code
+
+
+def _refuse_other_memory(name: str, arguments: Any) -> None:
+    """Options of a memory would have no effect where an experiment attaches its own; a plot needs its package."""
+    memory = _part(MemoryOptions, arguments).to_dict()
+    given = [option for option, value in memory.items() if value is not None]
+    given += ["memory_layers"] if arguments.memory_layers else []
+    if given:
+        raise LongFocusError(
+            f"{', '.join(given)} would have no effect: `longfocus evaluate {name}` looks at every layer, exactly. "
+            "Leave it out; --layers chooses candidates, and --window and --positions say how they would be attached."
+        )
+    refuse_unwritable(arguments.plot)
+    if arguments.plot is not None:
+        with extra("plot", "--plot"):
+            import_module("matplotlib")
 
 
 def _part(kind: type[Any], arguments: Any) -> Any:

@@ -93,8 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(words: Sequence[str]) -> Call:
     """Find the command that the words name, and read its options."""
     name = _command_name(words)
-    options = list(words[len(name.split()) :])
     module = import_module(COMMANDS[name].module)
+    options = list(words[len(name.split()) :])
+    if COMMANDS[name].module == "longfocus.cli.evaluate":
+        options = module.words_of(options)
     last = name.split()[-1]
     kind, run = module.SUBCOMMANDS[last] if " " in name else (module.Arguments, module.run)
 

@@ -68,6 +68,8 @@ class Experiment:
     """Whether it needs a tokenizer."""
     needs_memory: bool = True
     """Whether the model must have a memory."""
+    attaches: bool = False
+    """Whether it gives the model a memory of its own meanwhile: `window` and `positions` are settings of it."""
 
 
 def number_of_tokens(text: str) -> int:

@@ -57,6 +57,11 @@ class Subject:
         """Say what is going on."""
         self._tell(self._read, text)
 
+    def advance(self, tokens: int) -> None:
+        """Tell of tokens that were read without a session."""
+        self._read += tokens
+        self.tell(f"{self._read:,} tokens read")
+
     @contextmanager
     def session(self) -> Iterator[Session]:
         """A session with nothing in memory; its memory is given back at the end."""

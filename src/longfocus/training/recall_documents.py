@@ -129,7 +129,7 @@ class _Facts:
         return None
 
     def _record(self, name: str) -> tuple[str, Fact]:
-        field = str(self.rng.choice(list(FIELDS)))
+        field = str(self.rng.choice(FIELDS))
         value = self._digits() if field == BADGE else str(self.rng.choice(self.values))
         said = code_fact(name, field, value)
         return f"{name}.{field}", Fact(said.line, f'{said.question}{said.answer}"')

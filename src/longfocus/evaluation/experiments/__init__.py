@@ -11,6 +11,8 @@ EXPERIMENTS = {
     "fewshot": "labelled examples in memory, others asked for: TREC, WebQS, any file",
     "retrieval": "which keys of the memory the tokens of a text look at, and how sharply",
     "perplexity": "loss of held-out documents by what is in memory: their own text, or others too",
+    "benefit": "whether a memory helps: beside truncated and full context and retrieval, on one budget",
+    "layers": "which layers should get a memory, and which d to train with, before any training",
     "distraction": "share of the attention that falls on the own document among others in memory",
 }
 """What each is, by its name, which is that of its file."""

@@ -1,10 +1,11 @@
-"""Which plots a report has, as numbers: lines with intervals, and maps of length and depth. Draws nothing.
+"""Which plots a report has, as numbers: lines with intervals, and maps of two numbers. Draws nothing.
 
 What is plotted is decided by what rows have, not by the name of their experiment:
 
     accuracy        against tokens; with `depth`: a map of tokens and depth for each run
     perplexity      against tokens
-    positive_mass   against the number of documents in memory
+    positive_mass   against the number of documents in memory, of every layer where rows tell; with `heads`: a map of
+                    layer and head for each run
     knn_score, focus_score, same_token     against tokens
 """
 
@@ -15,6 +16,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from longfocus.evaluation.intervals import wilson
+from longfocus.evaluation.layers_choice import Proposal, masses_by_layer, propose
 from longfocus.evaluation.report import paper
 from longfocus.evaluation.report.groups import Group, Labelled
 from longfocus.evaluation.report.runs import Row
@@ -22,6 +24,8 @@ from longfocus.evaluation.shown import INTERVAL, length
 
 FARTHEST = 16
 """Times the longest length of ours: where a point of the paper is still plotted."""
+MOST_LAYERS = 8
+"""That have a line each."""
 
 
 class Point(NamedTuple):
@@ -75,6 +79,12 @@ class MapChart:
     y: Sequence[float]
     shares: Sequence[Sequence[float | None]]
     """By y, then x."""
+    x_name: str = "tokens in memory"
+    y_name: str = "depth"
+    x_shown: Callable[[int], str] = length
+    y_shown: Callable[[float], str] = "{:.0%}".format
+    brightest: float = 1.0
+    """Share that has the brightest colour."""
 
 
 Chart = LineChart | MapChart
@@ -90,6 +100,9 @@ _AGAINST_TOKENS = (
 def charts(group: Group) -> list[Chart]:
     """All plots of an experiment."""
     found: list[Chart] = []
+    if _has(group, "method"):
+        # several methods at one length are a table (benefit.py), and no line
+        return found
     has_depth = any("depth" in row for own in group.runs for row in own.run.rows)
     if _has(group, "accuracy"):
         found += [_map(own) for own in group.runs if own.run.rows] if has_depth else []
@@ -101,7 +114,11 @@ def charts(group: Group) -> list[Chart]:
             note = "dotted: a key drawn at random" if by_chance else ""
             found.append(LineChart(title, "tokens in memory", y_name, lines, is_share, beside=note))
     if _has(group, "positive_mass"):
-        found.append(_masses(group))
+        by_layer = [own for own in group.runs if _tells_layers_by_d(own)]
+        found += [_layers(own) for own in by_layer] or [_masses(group)]
+        found += [
+            _heads(own) for own in group.runs if any(row.get("heads") for row in own.run.rows)
+        ]
     return found
 
 
@@ -146,6 +163,65 @@ def _masses(group: Group) -> LineChart:
     lines.append(Line("1/d: no document is preferred", even, 0, "reference"))
     title = "Attention on the own document, r_d"
     return LineChart(title, "documents in memory, d", "share r_d", lines, x_shown=str)
+
+
+def _tells_layers_by_d(own: Labelled) -> bool:
+    return any("others" in layer for row in own.run.rows for layer in row.get("layers", ()))
+
+
+def _layers(own: Labelled) -> LineChart:
+    """r_d of every layer by d; of a deep model those that are proposed, and the mean of the others."""
+    proposal, masses = _proposal(own), masses_by_layer(own.run.rows)
+    numbers = sorted({layer for layer, _ in masses})
+    apart = proposal.layers if len(numbers) > MOST_LAYERS else numbers
+    lines = []
+    for layer in apart:
+        points = [Point(o + 1, mass) for (number, o), mass in masses.items() if number == layer]
+        told = ", proposed" if layer in proposal.layers else ""
+        lines.append(Line(f"layer {layer}{told}", points, len(lines)))
+    if rest := [layer for layer in numbers if layer not in apart]:
+        points = [Point(o + 1, mass) for (layer, o), mass in masses.items() if layer in rest]
+        means = [Point(x, y) for x, y in Line("", points, 0).means]
+        lines.append(Line(f"mean of the other {len(rest)} layers", means, len(lines)))
+    chance = [Point(d, 1 / d) for d in sorted({1 + others for _, others in masses})]
+    lines.append(Line("1/d: no document is preferred", chance, 0, "reference"))
+    title = f"r_d by layer: {own.label}"
+    return LineChart(title, "documents in memory, d", "share r_d", lines, x_shown=str)
+
+
+def _heads(own: Labelled) -> MapChart:
+    """r_d by layer and head: the mean over the rows of the longest documents, and the most of them."""
+    rows = [row for row in own.run.rows if row.get("heads")]
+    longest = max(row["tokens"] for row in rows)
+    rows = [row for row in rows if row["tokens"] == longest]
+    others = max(row["others"] for row in rows)
+    at: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for row in rows:
+        for head in row["heads"]:
+            if head.get("others", row["others"]) == others:
+                at[head["layer"], head["head"]].append(head["positive_mass"])
+    layers, heads = (sorted({place[which] for place in at}) for which in (0, 1))
+    shares = [
+        [fmean(at[layer, head]) if (layer, head) in at else None for head in heads]
+        for layer in layers
+    ]
+    found = [fmean(masses) for masses in at.values()]
+    chosen = _proposal(own).layers if _tells_layers_by_d(own) else ()
+    return MapChart(
+        f"r_d by layer and head, d = {others + 1}: {own.label}",
+        heads,
+        layers,
+        shares,
+        x_name=f"head; dark is 0, bright {max(found):.0%}, chance {1 / (others + 1):.1%}",
+        y_name="layer" + (", \u25b8 proposed" if chosen else ""),
+        x_shown=str,
+        y_shown=lambda layer: f"\u25b8 {layer}" if layer in chosen else str(layer),
+        brightest=max(*found, 1e-9),
+    )
+
+
+def _proposal(own: Labelled) -> Proposal:
+    return propose(own.run.rows, own.run.config["settings"].get("choose"))
 
 
 def _lines(group: Group, column: str, style: str = "measured") -> list[Line]:

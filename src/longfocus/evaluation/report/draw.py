@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from longfocus.evaluation.report.charts import Chart, Line, LineChart, MapChart
-from longfocus.evaluation.shown import length
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5c4d7d", "#222222")
 DASHES = ("", "6 2", "2 2", "8 2 2 2")
@@ -22,6 +21,8 @@ DASHES = ("", "6 2", "2 2", "8 2 2 2")
 PAPER = "#6b6b6b"
 _SIZE, _MAP_HEIGHT = (6.2, 3.3), 0.42
 _MOST_TICKS = 9
+_MOST_NUMBERS = 16
+"""Columns of a map whose fields have room for numbers."""
 _DARK = 0.55
 _ID = re.compile(r'(\bid="|href="#|url\(#)')
 _STYLE = {
@@ -65,7 +66,7 @@ def _lines(chart: LineChart) -> Figure:
         _draw(axis, line, {x: place * aside for x, place in places.items()})
     axis.set_xscale("log", base=2)
     first, last = min(places.values()), max(places.values())
-    spread = 1.15 if last > first else 2.0
+    spread = 1.22 if last > first else 2.0
     axis.set_xlim(first / spread, last * spread)
     ticks = _ticks(sorted(places))
     axis.set_xticks([places[x] for x in ticks], [chart.x_shown(x) for x in ticks])
@@ -118,7 +119,8 @@ def _draw(axis: Axes, line: Line, places: dict[int, float]) -> None:
 
 def _map(chart: MapChart) -> Figure:
     rows, columns = len(chart.y), len(chart.x)
-    size = (min(1.2 + 0.75 * columns, 12), 0.9 + _MAP_HEIGHT * rows)
+    height = _MAP_HEIGHT if columns <= _MOST_NUMBERS else _MAP_HEIGHT / 2
+    size = (min(1.2 + 0.75 * columns, 12), 0.9 + height * rows)
     figure = Figure(figsize=(max(size[0], 3.2), size[1]), layout="constrained")
     axis = figure.subplots()
     colours = mpl.colormaps["cividis"]
@@ -127,15 +129,16 @@ def _map(chart: MapChart) -> Figure:
     axis.set_ylim(rows - 0.5, -0.5)
     for row, of_row in enumerate(chart.shares):
         for column, share in enumerate(of_row):
-            fill = "#eeeeee" if share is None else colours(share)
+            fill = "#eeeeee" if share is None else colours(share / chart.brightest)
             axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=fill, linewidth=0))
-            if share is not None:
-                ink = "white" if share < _DARK else "black"
+            if share is not None and columns <= _MOST_NUMBERS:
+                ink = "white" if share / chart.brightest < _DARK else "black"
                 axis.text(column, row, f"{share:.0%}", ha="center", va="center", color=ink)
-    axis.set_xticks(range(columns), [length(tokens) for tokens in chart.x])
-    axis.set_yticks(range(rows), [f"{depth:.0%}" for depth in chart.y])
+    shown = range(0, columns, -(-columns // _MOST_NUMBERS))
+    axis.set_xticks(shown, [chart.x_shown(chart.x[place]) for place in shown])
+    axis.set_yticks(range(rows), [chart.y_shown(own) for own in chart.y])
     axis.tick_params(length=0)
-    axis.set_xlabel("tokens in memory")
-    axis.set_ylabel("depth")
+    axis.set_xlabel(chart.x_name)
+    axis.set_ylabel(chart.y_name)
     axis.spines[:].set_visible(False)
     return figure

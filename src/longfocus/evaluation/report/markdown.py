@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from longfocus.evaluation.report import paper
+from longfocus.evaluation.report import benefit, paper
 from longfocus.evaluation.report.groups import Group
 from longfocus.evaluation.report.runs import Damaged
 from longfocus.evaluation.shown import cell, columns, title
@@ -23,6 +23,8 @@ def _section(group: Group) -> str:
     parts = [f"## {_plain(group.name)}"]
     if group.summary:
         parts.append(f"{_plain(group.summary)}.")
+    for comparison in benefit.tables(group):
+        parts += _benefit(comparison)
     rows = [(own.number, row) for own in group.runs for row in own.run.rows]
     if rows:
         names = columns(row for _, row in rows)
@@ -33,6 +35,15 @@ def _section(group: Group) -> str:
         parts.append(f"The paper, {_plain(known.what)} ({_plain(known.source)}):")
         parts.append(_table(known.columns, known.rows))
     return "\n\n".join(parts)
+
+
+def _benefit(comparison: benefit.BenefitTable) -> list[str]:
+    behind = [f"- {_plain(own)}." for own in comparison.behind]
+    return [
+        f"Does it help? {_plain(comparison.caption)}:",
+        _table(comparison.columns, comparison.rows),
+        "\n".join([comparison.verdict, "", *behind]).rstrip(),
+    ]
 
 
 def _run(number: int, label: str, run: Any) -> str:

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from longfocus.evaluation.report import examples, paper
+from longfocus.evaluation.report import benefit, examples, paper
 from longfocus.evaluation.report.charts import Chart, Line, LineChart, charts
 from longfocus.evaluation.report.draw import colour, dash, svg
 from longfocus.evaluation.report.groups import Group, Labelled
@@ -85,6 +85,7 @@ def _section(group: Group, numbers: Iterator[int]) -> str:
 {figures}
 {beside}
 </div>
+{"".join(map(_benefit, benefit.tables(group)))}
 {_rows(group)}
 {"".join(map(_looks, group.runs))}
 <ul class=runs>
@@ -122,6 +123,20 @@ def _swatch(line: Line) -> str:
         )
         mark += "" if line.style != "measured" else f'<circle fill="{own}" cx="16" cy="7" r="3.5"/>'
     return f'<svg width="32" height="14" aria-hidden="true">{mark}</svg>'
+
+
+def _benefit(comparison: benefit.BenefitTable) -> str:
+    """Which method is how good, and where memory is behind."""
+    body = "\n".join(
+        f"<tr>{''.join(f'<td>{attribute(own)}</td>' for own in row)}</tr>"
+        for row in comparison.rows
+    )
+    behind = "".join(f"<li>{attribute(own)}</li>" for own in comparison.behind)
+    told = f"<p>{comparison.verdict}</p><ul>{behind}</ul>"
+    return (
+        f"<h3>Does it help?</h3><p class=soft>{attribute(comparison.caption)}</p>"
+        f"<div class=wide><table>{_head(comparison.columns)}\n{body}</table></div>{told}"
+    )
 
 
 def _rows(group: Group) -> str:
