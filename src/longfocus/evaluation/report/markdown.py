@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from longfocus.evaluation.report import benefit, paper
+from longfocus.evaluation.report import benefit, paired, paper
 from longfocus.evaluation.report.groups import Group
 from longfocus.evaluation.report.runs import Damaged
 from longfocus.evaluation.shown import cell, columns, title
@@ -25,6 +25,8 @@ def _section(group: Group) -> str:
         parts.append(f"{_plain(group.summary)}.")
     for comparison in benefit.tables(group):
         parts += _benefit(comparison)
+    for table in paired.tables(group):
+        parts += [f"{_plain(table.caption)}:", _table(table.columns, table.rows)]
     rows = [(own.number, row) for own in group.runs for row in own.run.rows]
     if rows:
         names = columns(row for _, row in rows)

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from longfocus.evaluation.report import benefit, examples, paper
+from longfocus.evaluation.report import benefit, examples, paired, paper
 from longfocus.evaluation.report.charts import Chart, Line, LineChart, charts
 from longfocus.evaluation.report.draw import colour, dash, svg
 from longfocus.evaluation.report.groups import Group, Labelled
@@ -86,6 +86,7 @@ def _section(group: Group, numbers: Iterator[int]) -> str:
 {beside}
 </div>
 {"".join(map(_benefit, benefit.tables(group)))}
+{"".join(map(_paired, paired.tables(group)))}
 {_rows(group)}
 {"".join(map(_looks, group.runs))}
 <ul class=runs>
@@ -123,6 +124,17 @@ def _swatch(line: Line) -> str:
         )
         mark += "" if line.style != "measured" else f'<circle fill="{own}" cx="16" cy="7" r="3.5"/>'
     return f'<svg width="32" height="14" aria-hidden="true">{mark}</svg>'
+
+
+def _paired(table: paired.PairedTable) -> str:
+    """Differences of losses on the same windows."""
+    body = "\n".join(
+        f"<tr>{''.join(f'<td>{attribute(own)}</td>' for own in row)}</tr>" for row in table.rows
+    )
+    return (
+        f"<h3>{attribute(table.caption)}</h3>"
+        f"<div class=wide><table>{_head(table.columns)}\n{body}</table></div>"
+    )
 
 
 def _benefit(comparison: benefit.BenefitTable) -> str:
