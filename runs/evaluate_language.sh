@@ -19,11 +19,11 @@ longfocus evaluate perplexity --model "$models/plain" $held_out --tokens 0 512 1
     --output "$results/perplexity_plain"
 
 for model in fot memorizing fot_d1; do
-    longfocus evaluate perplexity --model "$models/$model" $held_out --documents multi --own 2K --tokens 0 4K 16K 64K \
+    longfocus evaluate perplexity --model "$models/$model" --data "$models/data/held_out" --max-documents 40 --documents multi --own 2K --tokens 0 4K 16K 64K \
         --windows 1 --output "$results/multi_$model"
 done
 for model in fot fot_d1 base; do
-    longfocus evaluate distraction --model "$models/$model" $held_out --tokens 2K --others 1 3 7 15 31 63 --windows 1 \
+    longfocus evaluate distraction --model "$models/$model" --data "$models/data/held_out" --max-documents 30 --tokens 2K --others 1 3 7 15 31 63 --windows 1 \
         --output "$results/distraction_$model"
 done
 for k in 8 32 128 512; do

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import longfocus
 from longfocus.errors import LongFocusError
+from longfocus.training.contexts import parse_contexts
 from longfocus.training.language import train_language
 from longfocus.training.language_data import prepare_language_data
 from longfocus.training.language_recipe import VARIANTS, LanguageRecipe, Variant, large_recipe
@@ -168,3 +169,32 @@ def test_variants_see_what_their_names_say() -> None:
     assert seen == {"fot": (15, 63), "fot_d1": (15, 15)}
     base = parse_contexts(recipe.base(place).contexts).draw(recipe.base_rows, 1, generator)
     assert not bool((base.plan >= 0).any())
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "differing"),
+    [
+        ("gate", "fot_d1", {"merge"}),
+        ("no_gradient", "memorizing", {"merge"}),
+        ("w1", "fot_d1", {"contexts"}),
+        ("w2", "fot_d1", {"contexts"}),
+    ],
+)
+def test_an_ablation_differs_from_its_like_in_one_thing(
+    name: Variant, like: Variant, differing: set[str]
+) -> None:
+    ablated, whole = (
+        LanguageRecipe().variant(own, Path("data"), Path("base")).to_dict() for own in (name, like)
+    )
+    assert {entry for entry in whole if ablated[entry] != whole[entry]} == differing
+
+
+@pytest.mark.parametrize(("name", "most"), [("w1", 1), ("w2", 2), ("fot_d1", 3)])
+def test_windows_see_so_many_before_them_and_none_of_others(name: Variant, most: int) -> None:
+    recipe = LanguageRecipe(windows=4, rows=8).variant(name, Path("data"), Path("base"))
+    plan = parse_contexts(recipe.contexts).draw(8, 1, torch.Generator()).plan
+    seen = [sorted(place for place in row if place >= 0) for row in plan.tolist()]
+    for document in (0, 4):
+        for place in range(4):
+            expected = range(document + max(place - most, 0), document + place)
+            assert seen[document + place] == list(expected)

@@ -25,7 +25,8 @@ class Arguments:
     seed: int = 0
     """Of weights and of the order of documents."""
     only: tuple[Variant, ...] = VARIANTS
-    """Train these variants only, and the base, which all start from. The others may follow later."""
+    """Train these variants only, and the base, which all start from. The others may follow later; gate, no_gradient,
+    w1 and w2 are trained if they are named here."""
     base_steps: int | None = None
     """Steps of the base; left out: those of runs/language.sh."""
     steps: int | None = None
@@ -66,7 +67,7 @@ def run(arguments: Arguments) -> int | None:
             "Stopped; everything is saved. The same command goes on from here.", highlight=False
         )
         return 128 + (ended.signal or signal.SIGINT)
-    trained = ", ".join([BASE, *(name for name in VARIANTS if name in arguments.only)])
+    trained = ", ".join([BASE, *arguments.only])
     console.print(f"Trained: {trained}, in {arguments.output}", highlight=False, soft_wrap=True)
     return None
 

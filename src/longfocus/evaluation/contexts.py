@@ -1,6 +1,7 @@
 """How models of several kinds are given the text before a window, and the loss of the window's tokens behind it.
 
     memory             it is read into the model's memory, every document in isolation
+    stream             a memory with positions="true": all of it is one stream, which the window goes on
     previous window    Transformer-XL: every layer sees the window before (a recipe.json beside the model says
                        "method": "transformer_xl")
     plain              any model without memory: it stands in the prompt, all in one forward pass
@@ -48,7 +49,9 @@ class Context(Protocol):
 @contextmanager
 def empty_context(subject: "Subject") -> Iterator[Context]:
     """Nothing before the window yet, for a model of any kind."""
-    if subject.has_memory:
+    if subject.is_one_stream:
+        yield _Stream(subject)
+    elif subject.has_memory:
         with subject.session() as session:
             yield _Memory(subject, session)
     elif (window := previous_window(subject)) is not None:
@@ -145,6 +148,17 @@ class _Plain:
                 logits_to_keep=len(window),
             )
         return output.logits[0]
+
+
+class _Stream(_Plain):
+    """A memory whose pairs have places: all before the window is one text, read anew for every window."""
+
+    def logits(self, window: Tensor) -> Tensor:
+        with self.subject.session() as session:
+            for text in self.texts:
+                self.subject.read(session, text)
+            with self.subject.answering():
+                return window_logits(self.subject, window, session.cache())
 
 
 class _PreviousWindow(_Plain):

@@ -22,7 +22,9 @@ from torch import Tensor
 from longfocus.core import dictionary_task as task
 from longfocus.core.labels import NO_LOSS
 from longfocus.errors import LongFocusError
+from longfocus.evaluation.stream import Stream
 from longfocus.evaluation.subject import Subject
+from longfocus.hf.cache import FocusCache
 from longfocus.inference.session import Session
 
 LENGTHS = (1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
@@ -200,7 +202,7 @@ def answers_right(session: Session, asked: task.Records) -> Bool[Tensor, "questi
     right = []
     for rows in windows.split(_ROWS_TOGETHER):
         given = rows.to(model.device)
-        logits = model(input_ids=given, past_key_values=session.cache()).logits
+        logits = model(input_ids=given, past_key_values=_cache(session, len(rows))).logits
         right.append((logits[:, :-1].argmax(-1) == given[:, 1:]).cpu())
     return torch.cat(right)[is_answer].view(-1, task.KEY_LENGTH)
 
@@ -212,13 +214,20 @@ def whole_answers_right(session: Session, asked: task.Records) -> Bool[Tensor, "
     if not len(tokens):
         return torch.empty(0, dtype=torch.bool)
     prompts = tokens[:, : -task.KEY_LENGTH].to(session.model.device)
+    if isinstance(session, Stream):
+        # `generate` wants all ids, and leaves out those that the cache has seen
+        prompts = torch.cat([session.ids.to(prompts).expand(len(prompts), -1), prompts], 1)
     output = session.model.generate(
         input_ids=prompts,
         attention_mask=torch.ones_like(prompts),
-        past_key_values=session.cache(),
+        past_key_values=_cache(session, len(prompts)),
         max_new_tokens=task.KEY_LENGTH,
         do_sample=False,
         eos_token_id=None,
         pad_token_id=task.PAD,
     )
-    return (output.cpu() == tokens).all(1)
+    return (output[:, -task.RECORD_LENGTH :].cpu() == tokens).all(1)
+
+
+def _cache(session: Session, rows: int) -> FocusCache:
+    return session.for_rows(rows) if isinstance(session, Stream) else session.cache()

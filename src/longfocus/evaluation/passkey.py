@@ -22,6 +22,7 @@ from longfocus.evaluation.haystack import (
     PlantedKey,
 )
 from longfocus.evaluation.source_lines import lines_of
+from longfocus.evaluation.stream import Stream
 from longfocus.evaluation.subject import Subject
 from longfocus.inference.answer import Answer, Span
 from longfocus.inference.session import Session
@@ -177,7 +178,9 @@ class Hidden:
             return _ask(empty, keys)
 
     def looks(self, keys: Sequence[PlantedKey], answers: Sequence[Answer]) -> tuple[Look, ...]:
-        """Where the model looked; not timed: naming it scans the memory once more."""
+        """Where the model looked; not timed: naming it scans the memory once more. Of a stream it is not known."""
+        if isinstance(self.session, Stream):
+            return tuple(_look(key, (), self.pieces) for key in keys)
         return tuple(
             _look(key, _first_look(own), self.pieces)
             for key, own in zip(keys, answers, strict=True)

@@ -8,10 +8,10 @@ from typing import Any
 from longfocus.evaluation.costs import Costs
 from longfocus.evaluation.experiment import Cell
 from longfocus.evaluation.memory_options import MemoryOptions
+from longfocus.evaluation.stream import Stream
 from longfocus.inference.reader import Reading
 from longfocus.inference.session import Session
-from longfocus.inference.source import Source
-from longfocus.memory.document import DocumentMemory
+from longfocus.inference.source import Source, tokenize
 
 Tell = Callable[[int, str], None]
 """Told how many tokens were read for a cell so far, and what is going on."""
@@ -64,16 +64,28 @@ class Subject:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A session with nothing in memory; its memory is given back at the end."""
-        made = Session(self.model, self.tokenizer, **self._settings)
+        """A session with nothing in memory; its memory is given back at the end. With positions="true" a `Stream`."""
+        kind = Stream if self.is_one_stream else Session
+        made = kind(self.model, self.tokenizer, **self._settings)
         try:
             yield made
             self.costs.note(made)
         finally:
             made.documents.clear()
 
-    def read(self, session: Session, source: Source, name: str | None = None) -> DocumentMemory:
-        """`session.read`, timed, and told about."""
+    @property
+    def is_one_stream(self) -> bool:
+        """Whether the memory has places, so that documents cannot be read into it one by one."""
+        return self.has_memory and self.model.focus.config.positions == "true"
+
+    def read(self, session: Session, source: Source, name: str | None = None) -> None:
+        """`session.read`, timed, and told about; of a stream, what comes next in it."""
+        if isinstance(session, Stream):
+            with self.costs.timed("reading"):
+                for piece in tokenize(source, self.tokenizer):
+                    session.append(piece.input_ids, self.advance)
+            self.costs.memory_bytes = max(self.costs.memory_bytes, session.nbytes)
+            return
         cache, before = session.cache(), self._read
 
         def report(done: int, is_all: bool) -> None:
@@ -87,7 +99,6 @@ class Subject:
         session.documents.append(document)
         # it may be forgotten before the session ends
         self.costs.memory_bytes = max(self.costs.memory_bytes, session.nbytes)
-        return document
 
     def answering(self) -> Any:
         """What is within counts as answering."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longfocus.training.language_data import TOKENS, Prepare, prepare_language_data
-from longfocus.training.language_recipe import VARIANTS, LanguageRecipe, Variant
+from longfocus.training.language_recipe import ALL_VARIANTS, VARIANTS, LanguageRecipe, Variant
 from longfocus.training.output import DATA_FOLDER, MODEL_FILE, open_output
 from longfocus.training.ranks import first
 from longfocus.training.recipe import Recipe
@@ -50,7 +50,7 @@ def train_language(
     data = data or output / DATA_FOLDER
     first(lambda: prepare_language_data(data, recipe, prepare))
     trainings: dict[str, Recipe] = {BASE: recipe.base(data)}
-    for name in VARIANTS:
+    for name in ALL_VARIANTS:
         if name in only:
             trainings[name] = recipe.variant(name, data, output / BASE)
     ended = Ended("finished", None, 0)
@@ -70,7 +70,7 @@ def train_language(
 
 def _finish(output: Path, name: str) -> None:
     shutil.rmtree(output / name / "checkpoints", ignore_errors=True)
-    names = [name for name in (BASE, *VARIANTS) if (output / name / MODEL_FILE).exists()]
+    names = [name for name in (BASE, *ALL_VARIANTS) if (output / name / MODEL_FILE).exists()]
     told = {name: _summary(output / name) for name in names}
     temporary = output / "summary.tmp"
     temporary.write_text(json.dumps(told, indent=1) + "\n")

@@ -8,6 +8,12 @@
     transformer_xl     no memory; every layer sees the window before, without gradient
     plain              no memory; rows of 16 windows
 
+and the paper's ablations, which are asked for by name:
+
+    gate               as fot_d1, with the Memorizing Transformer's gate
+    no_gradient        as memorizing, in one softmax
+    w1, w2             as fot_d1, where a window sees one or two windows before it
+
 `LanguageRecipe` makes the recipes of `train scratch` and `train continue` from these. Nothing here imports torch.
 """
 
@@ -20,8 +26,12 @@ from longfocus.training.recipe import ContinueRecipe, ScratchRecipe
 
 KIND = "language"
 
-Variant = Literal["fot", "memorizing", "fot_d1", "transformer_xl", "plain"]
+Variant = Literal[
+    "fot", "memorizing", "fot_d1", "transformer_xl", "plain", "gate", "no_gradient", "w1", "w2"
+]
 VARIANTS: tuple[Variant, ...] = ("fot", "memorizing", "fot_d1", "transformer_xl", "plain")
+ABLATIONS: tuple[Variant, ...] = ("gate", "no_gradient", "w1", "w2")
+ALL_VARIANTS = VARIANTS + ABLATIONS
 """In the order in which they are trained."""
 
 
@@ -120,19 +130,8 @@ class LanguageRecipe:
                 "temperature_rate": self.temperature_rate,
                 "batch_size": self.rows,
             },
-            "memorizing": {
-                "method": "real_memory",
-                "merge": "gate",
-                "reach": self.reach_windows * self.window,
-                "temperature_rate": self.temperature_rate,
-                "batch_size": self.rows,
-            },
-            "fot_d1": {
-                "contexts": " ".join(f"1/{self.windows}({n},0)" for n in range(self.windows)),
-                "d": "1",
-                "temperature_rate": self.temperature_rate,
-                "batch_size": self.rows,
-            },
+            "memorizing": {**self._real_memory(), "merge": "gate"},
+            "fot_d1": self._own_windows(self.windows - 1),
             "transformer_xl": {
                 "method": "transformer_xl",
                 "window": self.window,
@@ -143,8 +142,31 @@ class LanguageRecipe:
                 "window": row,
                 "batch_size": self.rows // self.windows,
             },
+            "gate": {**self._own_windows(self.windows - 1), "merge": "gate"},
+            "no_gradient": {**self._real_memory(), "merge": "joint"},
+            "w1": self._own_windows(1),
+            "w2": self._own_windows(2),
         }
         return methods[name]
+
+    def _own_windows(self, most: int) -> dict[str, Any]:
+        """Crossbatch without negatives: a window sees at most so many windows before it, of its own document."""
+        return {
+            "contexts": " ".join(
+                f"1/{self.windows}({min(n, most)},0)" for n in range(self.windows)
+            ),
+            "d": "1",
+            "temperature_rate": self.temperature_rate,
+            "batch_size": self.rows,
+        }
+
+    def _real_memory(self) -> dict[str, Any]:
+        return {
+            "method": "real_memory",
+            "reach": self.reach_windows * self.window,
+            "temperature_rate": self.temperature_rate,
+            "batch_size": self.rows,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": KIND, **asdict(self)}

@@ -76,7 +76,7 @@ def records(subject: "Subject", settings: FewshotSettings, cell: Cell) -> Iterat
     shown = _demonstrations(subject, settings, drawn, cell["tokens"])
     with subject.session() as session, subject.session() as empty:
         text = "".join(_filled(settings, example) for example in shown)
-        document = subject.read(session, text, "demonstrations")
+        subject.read(session, text, "demonstrations")
         with subject.answering():
             answers = _answers(subject, session, settings, drawn)
         guesses = _answers(subject, empty, settings, drawn)
@@ -88,7 +88,7 @@ def records(subject: "Subject", settings: FewshotSettings, cell: Cell) -> Iterat
                 "is_right": _is_right(example, answer),
                 "is_right_without_memory": _is_right(example, guess),
                 "demonstrations": len(shown),
-                "tokens_read": document.tokens,
+                "tokens_read": session.tokens,
                 "choices": None if settings.free else len(drawn.labels),
             }
 

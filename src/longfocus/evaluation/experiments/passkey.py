@@ -78,7 +78,8 @@ def _landmark_records(
         key, before = int(rng.integers(1, LARGEST_KEY + 1)), int(rng.integers(characters + 1))
         text = landmark_text(key, before, characters - before)
         with subject.session() as session:
-            document = subject.read(session, text, "landmark")
+            subject.read(session, text, "landmark")
+            tokens_read = session.tokens
             with subject.answering():
                 answer = session.ask(QUESTION, ANSWER_TOKENS).text
         with subject.session() as empty:
@@ -86,7 +87,7 @@ def _landmark_records(
         yield {
             "key": key,
             "depth": before / max(characters, 1),
-            "tokens_read": document.tokens,
+            "tokens_read": tokens_read,
             "answer": answer,
             "is_right": first_number(answer) == key,
             "is_right_without_memory": first_number(guess) == key,
