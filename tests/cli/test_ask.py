@@ -218,7 +218,7 @@ def test_a_library_without_documents_is_refused(run: Any, tmp_path: Path) -> Non
     [
         (["--read", "/nowhere/text"], "/nowhere/text cannot be read: No such file or directory."),
         (["--top-k", "0"], "top_k must be a whole number of at least 1. Got 0."),
-        (["--window-prefix", "eos"], "window_prefix must be 'bos' or token ids. Got 'eos'."),
+        (["--window-prefix", "eos"], "--window-prefix 'eos' is neither bos nor ids of tokens."),
         (["--model", "dictionary"], "dictionary has no tokenizer"),
         (["--model", "code", "--system", "Be brief."], "needs a tokenizer with a chat template"),
     ],

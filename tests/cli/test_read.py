@@ -137,6 +137,8 @@ def test_metadata_types_and_prefixes_are_those_asked_for(
     )
     assert found.hash == source.to("int8").hash
     assert run(*command, *more, "--window-prefix", "bos").out.startswith("unchanged")
+    # the same token by its number
+    assert run(*command, *more, "--window-prefix", "1").out.startswith("unchanged")
     assert run(*command, *more).out.startswith("read again")
 
 

@@ -93,7 +93,7 @@ def _run(name: str, chosen: Experiment, arguments: Any) -> int | None:
         ),
         _tokenizer(chosen, arguments.model),
         memory,
-        window_prefix=arguments.window_prefix or (),
+        window_prefix=arguments.prefix,
         folder=_folder(arguments.model),
     )
     given = [name for name, value in memory.to_dict().items() if value is not None]

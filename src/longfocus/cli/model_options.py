@@ -33,7 +33,18 @@ class ModelOptions:
     device: str | None = None
     """Such as cuda; the default is the first GPU if there is one, else the CPU."""
     window_prefix: str | None = None
-    """bos: begin every window that is read with the tokenizer's BOS token."""
+    """bos: begin every window that is read with the tokenizer's BOS token. Also ids of tokens, such as 1 or 1,5."""
+
+    @property
+    def prefix(self) -> str | tuple[int, ...]:
+        """What windows begin with, as `Session` takes it. Raises LongFocusError for other words."""
+        given = self.window_prefix or ""
+        words = given.replace(",", " ").split()
+        if given != "bos" and not all(word.isascii() and word.isdigit() for word in words):
+            raise LongFocusError(
+                f"--window-prefix {given!r} is neither bos nor ids of tokens. Give bos, or numbers such as 1 or 1,5."
+            )
+        return given if given == "bos" else tuple(map(int, words))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +157,7 @@ def open_session(
         model,
         tokenizer,
         documents=chosen,
-        window_prefix=model_options.window_prefix or (),
+        window_prefix=model_options.prefix,
         search=options.search,
         top_k=options.top_k,
         retain=options.retain,

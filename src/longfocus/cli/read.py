@@ -50,7 +50,7 @@ def run(arguments: Arguments) -> int | None:
     from longfocus.inference.prompts import starting_ids
     from longfocus.memory.library import Library
 
-    prefix = starting_ids(arguments.window_prefix or (), tokenizer)
+    prefix = starting_ids(arguments.prefix, tokenizer)
     library = Library(arguments.library)
     failed = 0
     for source, name in sources:
