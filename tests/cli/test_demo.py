@@ -9,6 +9,8 @@ from longfocus.cli import main as cli
 from longfocus.cli.tables import parse_lengths
 from longfocus.errors import LongFocusError
 
+WORDS = [f"{a}{b}{c}e" for a in "bcdfg" for b in "aeiou" for c in "lmn"][:60]
+
 
 def demo(folder: Path, *options: str) -> dict:
     code = cli.main(
@@ -22,6 +24,9 @@ def test_the_demo_finds_what_it_hid_and_the_plain_model_does_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = demo(tmp_path, "--tokens", "4K")
+    assert [row["tokens"] for row in found["text"]] == [0, 512, 2048]
+    losses = [row["loss"] for row in found["text"]]
+    assert losses[2] < losses[1] < losses[0] - 0.2
     for kind in ("passkey", "passkey_hard", "dictionary"):
         (row,) = found[kind]
         assert row["tokens"] >= 4096
@@ -46,6 +51,19 @@ def test_the_demo_reads_a_file_of_the_users(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     found = demo(tmp_path / "out", "--tokens", "4K", "--file", str(text))
     assert found["passkey"][0]["accuracy"] > 0.5
+    assert [row["documents"] for row in found["text"]] == [1, 1, 1]
+
+
+def test_a_file_that_is_too_short_is_said_and_its_pass_keys_are_hidden_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "note.txt"
+    text.write_text("".join(f"{word} and so on, one line more of it\n" for word in WORDS))
+    (tmp_path / "out").mkdir()
+    found = demo(tmp_path / "out", "--tokens", "4K", "--file", str(text))
+    assert found["text"] == []
+    assert "note.txt is not measured" in capsys.readouterr().out
+    assert found["passkey"][0]["tokens"] >= 4096
 
 
 @pytest.mark.long

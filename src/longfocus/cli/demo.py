@@ -1,5 +1,6 @@
 """`longfocus demo`: hide facts in up to a million tokens, read them into memory, and ask for them.
 
+    text         how well the next tokens of real text are predicted, by what is in memory
     pass keys    in real text: the Python standard library's own source code, or a file of yours
     dictionary   the paper's lookup task
 
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longfocus.cli.demo_text import loss_on_real_text
 from longfocus.cli.outputs import refuse_unwritable
 from longfocus.cli.tables import costs, length, live_table, parse_lengths, percent, table_of
 from longfocus.errors import LongFocusError
@@ -38,7 +40,7 @@ class Arguments:
     plot: Path = Path("longfocus-demo.png")
     """Write the picture here."""
     train: bool = False
-    """Train the models from scratch first, in ./longfocus-models (resumable, about an hour on two cores)."""
+    """Train the models that answer first, from scratch, in ./longfocus-models (resumable, an hour on two cores)."""
     seed: int = 2026
     """Of hiding places, keys and questions. Nothing was ever chosen by results on the default."""
 
@@ -65,11 +67,12 @@ def run(arguments: Arguments) -> int | None:
             f"--tokens {' '.join(arguments.tokens)}: texts stop at 1M tokens, so nothing could be hidden in one. "
             "Add a length up to 1M, or give one length alone for everything from 4K up to it."
         )
+    text = loss_on_real_text(console, "language", arguments.file, texts, arguments.seed)
     hidden = _Hidden(arguments, console, tokenizer, words, texts)
     plain = hidden.plain(model)
     hard = hidden.hard(model, longfocus.from_pretrained(control))
     looked_up = _dictionary(console, longfocus.from_pretrained(dictionary), lengths, arguments.seed)
-    found = {"passkey": plain, "passkey_hard": hard, "dictionary": looked_up}
+    found = {"text": text, "passkey": plain, "passkey_hard": hard, "dictionary": looked_up}
     if arguments.json is not None:
         _write(arguments.json, json.dumps(found, indent=1))
         console.print(f"Every number: {arguments.json}", soft_wrap=True)
@@ -231,13 +234,13 @@ def _train(console: "Console") -> tuple[str, str, str]:
 
 def _plot(console: "Console", found: dict[str, Any], path: Path) -> None:
     try:
-        from longfocus.evaluation.plot import accuracy_by_length
+        from longfocus.evaluation.plot import demo
     except ImportError:
         console.print("No picture: matplotlib is missing. pip install 'longfocus\\[plot]'")
         return
     part = path.with_name(path.name + ".part")
     try:
-        accuracy_by_length(found, part)
+        demo(found, part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -15,8 +15,8 @@ Rows = Sequence[Mapping[str, Any]]
 _BLUE, _ORANGE, _GREY = "#0b6fb8", "#d9730d", "#8a8a8a"
 
 
-def accuracy_by_length(found: Mapping[str, Rows], path: Path) -> None:
-    """The demo's picture: accuracy against tokens of memory, as PNG."""
+def demo(found: Mapping[str, Rows], path: Path) -> None:
+    """The demo's picture: accuracy and perplexity against tokens of memory, as PNG."""
     panels = (
         (
             "Pass keys in real code",
@@ -46,12 +46,24 @@ def accuracy_by_length(found: Mapping[str, Rows], path: Path) -> None:
         ),
     )
     with mpl.rc_context({"font.size": 9, "svg.hashsalt": "longfocus"}):
-        figure = Figure(figsize=(11, 3.4), layout="constrained")
-        axes = figure.subplots(1, len(panels), sharey=True)
-        for axis, (title, kind, lines) in zip(axes, panels, strict=True):
+        figure = Figure(figsize=(13.5, 3.4), layout="constrained")
+        axes = figure.subplots(1, 1 + len(panels))
+        _perplexity(axes[0], found["text"])
+        for axis, (title, kind, lines) in zip(axes[1:], panels, strict=True):
             _panel(axis, title, found[kind], lines)
-        axes[0].set_ylabel("answers right")
+        axes[1].set_ylabel("answers right")
         figure.savefig(path, format="png", dpi=160, metadata={"Software": None})
+
+
+def _perplexity(axis: Axes, rows: Rows) -> None:
+    """Evenly apart, for one of the lengths is 0; empty where nothing was measured."""
+    axis.plot([row["perplexity"] for row in rows], "-o", color=_BLUE, markersize=4)
+    axis.set_title("Reading real text", loc="left")
+    axis.set_xticks(range(len(rows)), [_short(row["tokens"]) for row in rows])
+    axis.set_xlabel("tokens of memory")
+    axis.set_ylabel("perplexity of the next tokens")
+    axis.grid(axis="y", alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _panel(axis: Axes, title: str, rows: Rows, lines: Sequence[tuple[str, str, str, str]]) -> None:

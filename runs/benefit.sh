@@ -1,0 +1,29 @@
+#!/bin/sh
+# Does it help? (docs/evaluation.md, docs/results.md) The shipped model `language` against the same base trained on as many tokens
+# of the same documents without memory: truncated, full context, memory without training, trained memory, BM25.
+#
+# Hardware and minutes: not finished yet. One thread of a 2-core Intel Xeon at 2.6 GHz (AMX).
+# The same command goes on where it was stopped. Needs what runs/language.sh makes, in $1; results: folders under $2.
+set -eu
+out=${1:-.runs/language} results=${2:-.runs/benefit}
+export OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1
+
+# as many steps as recall, refine and language have together
+longfocus train continue --model "$out/plain" --output "$out/plain_recall" --method plain --window 4096 --batch-size 4 \
+    --kind text --weights 1 1 --min-tokens 4096 --data "$out/data/train" "$out/data/recall" --max-steps 450 \
+    --optimizer muon --learning-rate 2.5e-3 --warmup-steps 10 --scheduler linear --weight-decay 0.05 --save-steps 25 --cpu
+cp "$out/data/passkey_words.json" "$out/plain_recall/"
+
+ask() {
+    name=$1
+    shift
+    longfocus evaluate benefit --tasks needle records loss --wording passkey --record-wording code --tokens 3K 16K 64K \
+        --seeds 1 2 3 --text "$out/data/held_out" --budget 256 --windows 1 --max-documents 30 --output "$results/$name" "$@"
+}
+ask language --model language --methods truncated memory memory_only bm25
+ask plain --model "$out/plain_recall" --methods truncated full bm25
+ask untrained --model "$out/plain_recall" --memory-layers 2 --window 256 --methods memory memory_only
+# every window begins with the same token; the tokenizer has no BOS of its own
+ask language_prefix --model language --methods memory memory_only --window-prefix 0
+ask untrained_prefix --model "$out/plain_recall" --memory-layers 2 --window 256 --methods memory memory_only --window-prefix 0
+longfocus report "$results" -o "$results/report.html" --markdown "$results/report.md"
