@@ -43,6 +43,7 @@ def test_the_demo_finds_what_it_hid_and_the_plain_model_does_not(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.png"]
 
 
+@pytest.mark.long
 def test_the_demo_reads_a_file_of_the_users(tmp_path: Path) -> None:
     text = tmp_path / "book.txt"
     text.write_text(
@@ -54,6 +55,7 @@ def test_the_demo_reads_a_file_of_the_users(tmp_path: Path) -> None:
     assert [row["documents"] for row in found["text"]] == [1, 1, 1]
 
 
+@pytest.mark.long
 def test_a_file_that_is_too_short_is_said_and_its_pass_keys_are_hidden_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ class Knowing:
     """A subject that answers from everything it has read."""
 
     remembers = has_memory = True
+    is_one_stream = False
 
     def __init__(self, tokenizer: Any = None) -> None:
         self.model, self.tokenizer, self.folder = DictionaryModel(), tokenizer, Path()

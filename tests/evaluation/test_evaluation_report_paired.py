@@ -1,5 +1,6 @@
 """The report's differences of losses: on the same windows only, of runs and of lengths."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,15 @@ def test_records_of_an_unfinished_cell_do_not_count(tmp_path: Path) -> None:
     with (tmp_path / "worse" / "records.jsonl").open("a") as file:
         file.write('{"tokens": 1024, "seed": 1, "document": "one.py", "place": 0, "loss": 1.0}\n')
     (lengths,) = tables(group_of(tmp_path))
-    assert [row[2] for row in lengths.rows][1] == "-"
+    # with nothing to compare it has no row
+    assert [row[1] for row in lengths.rows] == ["better"]
+
+
+def test_a_model_without_memory_does_not_lengthen_the_names_of_the_others(tmp_path: Path) -> None:
+    compared(tmp_path)
+    config = json.loads((tmp_path / "worse" / "config.json").read_text())
+    (tmp_path / "worse" / "config.json").write_text(json.dumps(config | {"focus": None}))
+    assert [own.label for own in group_of(tmp_path).runs] == ["better", "worse"]
 
 
 def test_other_experiments_have_no_such_tables(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ WIDE = 256
 CONTEXT = "The owl saw nine keys. Where did it see them? It saw them"
 NEW = 8
 
+# importing the harness alone takes as long as many tests
+pytestmark = pytest.mark.long
+
 
 @cache
 def plain_model() -> Any:

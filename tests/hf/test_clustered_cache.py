@@ -205,6 +205,7 @@ def test_a_state_that_was_saved_goes_on(model: PreTrainedModel) -> None:
     assert_same_memory(again, plain)
 
 
+@pytest.mark.long
 def test_documents_and_a_conversation_are_searched_together(model: PreTrainedModel) -> None:
     told = text(90, (0,))[0][0]
     document = longfocus.read_document(model, None, told, "numbers")

@@ -47,6 +47,7 @@ def test_a_session_that_said_nothing_can_be_saved(tmp_path: Path) -> None:
     assert talk(Session.load(tmp_path / "s", own.model, own.tokenizer)) == talk(own)
 
 
+@pytest.mark.long
 def test_settings_of_a_session_are_saved_with_it(tmp_path: Path) -> None:
     made = Session(
         small_model((0, 2)),

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from longfocus.evaluation.layers_choice import Proposal, masses_by_layer
+from longfocus.evaluation.shown import length
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -59,7 +60,7 @@ def _perplexity(axis: Axes, rows: Rows) -> None:
     """Evenly apart, for one of the lengths is 0; empty where nothing was measured."""
     axis.plot([row["perplexity"] for row in rows], "-o", color=_BLUE, markersize=4)
     axis.set_title("Reading real text", loc="left")
-    axis.set_xticks(range(len(rows)), [_short(row["tokens"]) for row in rows])
+    axis.set_xticks(range(len(rows)), [length(row["tokens"]) for row in rows])
     axis.set_xlabel("tokens of memory")
     axis.set_ylabel("perplexity of the next tokens")
     axis.grid(axis="y", alpha=0.25)
@@ -82,7 +83,7 @@ def _panel(axis: Axes, title: str, rows: Rows, lines: Sequence[tuple[str, str, s
         )
     axis.set_title(title, loc="left")
     axis.set_xscale("log", base=2)
-    axis.set_xticks(lengths, [_short(length) for length in lengths])
+    axis.set_xticks(lengths, list(map(length, lengths)))
     axis.minorticks_off()
     axis.set_xlabel("tokens of memory")
     axis.set_ylim(0, 103)
@@ -158,7 +159,3 @@ def _curves(axis: Axes, masses: Mapping[tuple[int, int], float], proposal: Propo
     axis.grid(axis="y", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-
-
-def _short(tokens: int) -> str:
-    return f"{tokens // 1024**2}M" if tokens >= 1024**2 else f"{tokens // 1024}K"

@@ -12,6 +12,7 @@ from longfocus.evaluation.stream import Stream
 from longfocus.inference.reader import Reading
 from longfocus.inference.session import Session
 from longfocus.inference.source import Source, tokenize
+from longfocus.memory.document import DocumentMemory
 
 Tell = Callable[[int, str], None]
 """Told how many tokens were read for a cell so far, and what is going on."""
@@ -78,14 +79,16 @@ class Subject:
         """Whether the memory has places, so that documents cannot be read into it one by one."""
         return self.has_memory and self.model.focus.config.positions == "true"
 
-    def read(self, session: Session, source: Source, name: str | None = None) -> None:
-        """`session.read`, timed, and told about; of a stream, what comes next in it."""
+    def read(
+        self, session: Session, source: Source, name: str | None = None
+    ) -> DocumentMemory | None:
+        """`session.read`, timed, and told about; of a stream, what comes next in it, which is no document."""
         if isinstance(session, Stream):
             with self.costs.timed("reading"):
                 for piece in tokenize(source, self.tokenizer):
                     session.append(piece.input_ids, self.advance)
             self.costs.memory_bytes = max(self.costs.memory_bytes, session.nbytes)
-            return
+            return None
         cache, before = session.cache(), self._read
 
         def report(done: int, is_all: bool) -> None:
@@ -99,6 +102,7 @@ class Subject:
         session.documents.append(document)
         # it may be forgotten before the session ends
         self.costs.memory_bytes = max(self.costs.memory_bytes, session.nbytes)
+        return document
 
     def answering(self) -> Any:
         """What is within counts as answering."""

@@ -55,7 +55,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     differing = [
         key
         for key in dict.fromkeys(key for own in choices for key in own)
-        if len({repr(own.get(key)) for own in choices}) > 1
+        # a model without memory has no such entries at all, which tells nothing of the others
+        if len({repr(own[key]) for own in choices if key in own}) > 1
     ]
     labels = [
         ", ".join([name, *(_told(key, own[key]) for key in differing if _is_told(own.get(key)))])

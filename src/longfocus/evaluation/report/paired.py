@@ -16,6 +16,8 @@ from longfocus.evaluation.shown import length
 
 Window = tuple[int, str, int]
 """Seed, document, place."""
+NOTHING = "-"
+"""In a cell, where nothing can be compared."""
 Losses = Mapping[int, Mapping[Window, float]]
 """By tokens in memory."""
 
@@ -65,6 +67,9 @@ def _between_lengths(runs: Sequence[Labelled], losses: Mapping[int, Losses]) -> 
         ]
         for own in runs
     ]
+    rows = [row for row in rows if set(row[2:]) != {NOTHING}]
+    if not rows:
+        return None
     caption = f"Loss of the same windows, less that with {length(shortest)} tokens in memory"
     return PairedTable(caption, ["run", "", *map(length, longer)], rows)
 
@@ -104,7 +109,7 @@ def _told(one: Losses, tokens: int, other: Losses, other_tokens: int) -> str:
     """The mean difference with its interval; nothing for other windows."""
     left, right = one.get(tokens, {}), other.get(other_tokens, {})
     if not left or left.keys() != right.keys():
-        return "-"
+        return NOTHING
     windows = sorted(left)
     differences = [left[window] - right[window] for window in windows]
     found = mean_over_groups(differences, [document for _, document, _ in windows], "change")
