@@ -1,7 +1,7 @@
 """What the files hold that a run was given, in few characters: a run goes on with the same texts or not at all."""
 
 from collections.abc import Iterator
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,6 @@ def _hash(path: Path) -> str:
     for file in files_under(path):
         name = file.relative_to(path).as_posix()
         with file.open("rb") as opened:
-            content = sha256()
-            while piece := opened.read(2**20):
-                content.update(piece)
+            content = file_digest(opened, "sha256")
         found.update(f"{name}\0{content.hexdigest()}\n".encode())
     return found.hexdigest()[:32]

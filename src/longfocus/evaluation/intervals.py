@@ -1,6 +1,7 @@
 """Shares of right answers and means over documents, and how far chance may have moved them."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from math import exp
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,23 @@ def mean_over_groups(
     drawn = np.random.default_rng(seed).integers(len(sums), size=(DRAWS, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     return {name: float(given.mean()), f"{name}_interval": np.quantile(means, TAILS_95).tolist()}
+
+
+def loss_entries(records: Sequence[Mapping[str, Any]], other: str) -> dict[str, Any]:
+    """Loss and perplexity of evaluated windows, with intervals over documents, as entries of a row.
+
+    Where records have a loss under the name `other` too, the change from that one, paired.
+    """
+    losses, documents = [own["loss"] for own in records], [own["document"] for own in records]
+    measured = mean_over_groups(losses, documents, "loss")
+    ends = measured["loss_interval"]
+    changes = [own["loss"] - own[other] for own in records if other in own]
+    return {
+        "perplexity": exp(measured["loss"]),
+        "perplexity_interval": None if ends is None else list(map(exp, ends)),
+        "loss": measured["loss"],
+        **(mean_over_groups(changes, documents, "loss_change") if changes else {}),
+        "documents": len(set(documents)),
+        "windows": len(records),
+        "target_tokens": sum(own["target_tokens"] for own in records),
+    }

@@ -28,11 +28,11 @@ from longfocus.training.code_recipe import CodeRecipe, Phase
 from longfocus.training.loop import Outcome, Progress, train
 from longfocus.training.optimizers import divided, muon_and_adamw
 from longfocus.training.output import open_output
-from longfocus.training.passkey_task import DIGITS
+from longfocus.training.passkey_task import DIGITS, WORDS_FILE
 from longfocus.training.stages import LoopSettings, Stage, StepResult
+from longfocus.training.temperature import sharpen
 
 CONTROL = "control"
-WORDS_FILE = "passkey_words.json"
 
 Report = Callable[[Progress], None]
 
@@ -204,8 +204,7 @@ class _Branch:
         compete = self._phase(model, batches, recipe.compete, files, left * recipe.compete_share)
         if compete.ending == "interrupted":
             return compete
-        with torch.no_grad():
-            model.model.layers[recipe.memory_layer].self_attn.q_norm.weight.mul_(recipe.sharpening)
+        sharpen(model, recipe.sharpening)
         left -= compete.stages[-1]["cpu_seconds"] / 60
         refine = self._phase(model, batches, recipe.refine, files, left)
         outcome = refine._replace(stages=[*compete.stages, *refine.stages])

@@ -33,6 +33,7 @@ from longfocus.training.dictionary_recipe import DictionaryRecipe
 from longfocus.training.loop import METRICS_FILE, Outcome, Progress, train
 from longfocus.training.output import open_output
 from longfocus.training.stages import LoopSettings, Stage, StepResult
+from longfocus.training.temperature import sharpen
 
 TRAINING_FOLDER = "training"
 SUMMARY_FILE = "training.json"
@@ -70,9 +71,7 @@ def train_dictionary(
 def _save(model: Any, recipe: DictionaryRecipe, outcome: Outcome, directory: Path) -> None:
     """The model in bf16 with its sharpened scores, and how long each stage took."""
     if not recipe.curriculum_only:
-        with torch.no_grad():
-            for attention in _memory_attention(model, recipe):
-                attention.q_norm.weight.mul_(recipe.sharpen)
+        sharpen(model, recipe.sharpen)
     (directory / SUMMARY_FILE).write_text(json.dumps({"stages": outcome.stages}, indent=1) + "\n")
     model.to(torch.bfloat16).save_pretrained(directory)
 

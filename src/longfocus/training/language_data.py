@@ -33,7 +33,7 @@ from longfocus.training.corpus import (
     without_licence,
 )
 from longfocus.training.language_recipe import LanguageRecipe
-from longfocus.training.passkey_task import choose_words
+from longfocus.training.passkey_task import WORDS_FILE, choose_words
 from longfocus.training.recall_documents import RecallSettings, write_recall_documents
 from longfocus.training.stdlib_leak import (
     SourceIndex,
@@ -51,7 +51,7 @@ HELD_OUT_FILE, SOURCE_FILE = "held_out.json", "source.json"
 SAMPLE_EVERY = 6
 """The tokenizer is learnt from every sixth document."""
 
-RECALL, WORDS_FILE = "recall", "passkey_words.json"
+RECALL = "recall"
 RECALL_EVERY, RECALL_CHARACTERS, RECALL_SEED = 3, 20_000, 0
 """Recall documents and their words are made of every third training document, if it has so many characters."""
 

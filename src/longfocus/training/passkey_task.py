@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 DIGITS = 5
 LINE = "# The pass key of '{name}' is {digits}."
 QUESTION = "# The pass key of '{name}' is "
+WORDS_FILE = "passkey_words.json"
+"""Beside a model: the words below."""
 TEST_WORDS = 500
 ALL_WORDS = 5000
 WORD = re.compile(r"(?<![A-Za-z])[a-z]{4,9}(?![A-Za-z])")

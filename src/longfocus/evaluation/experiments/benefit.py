@@ -9,7 +9,6 @@ documents of --text. A memory that nobody has trained is measured with --memory-
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +22,7 @@ from longfocus.evaluation.experiment import (
     Settings,
     lengths_and_seeds,
 )
-from longfocus.evaluation.intervals import mean_over_groups, share
+from longfocus.evaluation.intervals import loss_entries, share
 
 if TYPE_CHECKING:
     from longfocus.evaluation.subject import Subject
@@ -214,20 +213,7 @@ def row(records: Sequence[Record]) -> Row:
     if "is_right" in records[0]:
         right = share(own["is_right"] for own in records)
         return {**right, "questions": len(records), **prompt}
-    losses, documents = [own["loss"] for own in records], [own["document"] for own in records]
-    measured = mean_over_groups(losses, documents, "loss")
-    ends = measured["loss_interval"]
-    changes = [own["loss"] - own["loss_truncated"] for own in records if "loss_truncated" in own]
-    return {
-        "perplexity": exp(measured["loss"]),
-        "perplexity_interval": None if ends is None else list(map(exp, ends)),
-        "loss": measured["loss"],
-        **(mean_over_groups(changes, documents, "loss_change") if changes else {}),
-        "documents": len(set(documents)),
-        "windows": len(records),
-        "target_tokens": sum(own["target_tokens"] for own in records),
-        **prompt,
-    }
+    return {**loss_entries(records, "loss_truncated"), **prompt}
 
 
 EXPERIMENT = Experiment(

@@ -9,7 +9,6 @@ previous window. Documents are chosen by length and a hash: all of --data that h
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +21,7 @@ from longfocus.evaluation.experiment import (
     Settings,
     number_of_tokens,
 )
-from longfocus.evaluation.intervals import mean_over_groups
+from longfocus.evaluation.intervals import loss_entries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,22 +150,8 @@ class _Measure:
 
 
 def row(records: Sequence[Record]) -> Row:
-    losses, documents = [own["loss"] for own in records], [own["document"] for own in records]
-    measured = mean_over_groups(losses, documents, "loss")
-    ends = measured["loss_interval"]
-    changes = [
-        own["loss"] - own["loss_at_shortest"] for own in records if "loss_at_shortest" in own
-    ]
-    return {
-        "perplexity": exp(measured["loss"]),
-        "perplexity_interval": None if ends is None else list(map(exp, ends)),
-        "loss": measured["loss"],
-        **(mean_over_groups(changes, documents, "loss_change") if changes else {}),
-        **({"own_tokens": records[0]["own_tokens"]} if "own_tokens" in records[0] else {}),
-        "documents": len(set(documents)),
-        "windows": len(records),
-        "target_tokens": sum(own["target_tokens"] for own in records),
-    }
+    own = {"own_tokens": records[0]["own_tokens"]} if "own_tokens" in records[0] else {}
+    return {**loss_entries(records, "loss_at_shortest"), **own}
 
 
 EXPERIMENT = Experiment(settings=PerplexitySettings, records=records, row=row, needs_memory=False)
