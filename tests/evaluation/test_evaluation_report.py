@@ -85,6 +85,32 @@ def test_the_page_needs_no_network_and_runs_nothing(whole_page: str) -> None:
     assert all(str(address).startswith("#") for address in addresses)
 
 
+def test_no_drawing_has_styles_that_the_policy_of_the_page_refuses(whole_page: str) -> None:
+    found = Tags(whole_page)
+    assert "style" not in {name for name, _ in found.attributes}
+    assert found.names.count("style") == 1
+    # what they say stands in attributes of SVG
+    assert ("fill", "none") in found.attributes
+    assert found.attributes.count(("stroke-linejoin", "round")) >= 9
+
+
+def test_perplexity_among_other_documents_has_a_plot_of_its_own(tmp_path: Path) -> None:
+    row = {"seed": 1, "perplexity": 9.0}
+    made(tmp_path / "single", "perplexity", [{**row, "tokens": 512}])
+    made(tmp_path / "multi", "perplexity", [{**row, "tokens": 4096, "own_tokens": 512}])
+    single, multi = charts(groups(find([tmp_path]).runs)[0])
+    assert (single.title, multi.title) == (
+        "Perplexity by tokens in memory",
+        "Perplexity by tokens of other documents",
+    )
+    assert [
+        [point.x for line in own.lines for point in line.points] for own in (single, multi)
+    ] == [
+        [512],
+        [4096],
+    ]
+
+
 def test_every_row_of_every_run_is_shown_with_its_command(all_runs: Path, whole_page: str) -> None:
     texts = set(Tags(whole_page).texts)
     for run in find([all_runs]).runs:

@@ -3,7 +3,7 @@
 What is plotted is decided by what rows have, not by the name of their experiment:
 
     accuracy        against tokens; with `depth`: a map of tokens and depth for each run
-    perplexity      against tokens
+    perplexity      against tokens, and in a plot of its own against tokens of other documents
     positive_mass   against the number of documents in memory, of every layer where rows tell; with `heads`: a map of
                     layer and head for each run
     knn_score, focus_score, same_token     against tokens
@@ -90,7 +90,6 @@ class MapChart:
 Chart = LineChart | MapChart
 
 _AGAINST_TOKENS = (
-    ("perplexity", "Perplexity by tokens in memory", "perplexity", False),
     ("knn_score", "kNN score of the best key", "share of the attention on the memory", True),
     ("focus_score", "Focus score of the best key", "share among 64 neighbours", True),
     ("same_token", "The best key is of the same token", "queries", True),
@@ -107,6 +106,8 @@ def charts(group: Group) -> list[Chart]:
     if _has(group, "accuracy"):
         found += [_map(own) for own in group.runs if own.run.rows] if has_depth else []
         found.append(_accuracy(group))
+    if _has(group, "perplexity"):
+        found += _perplexities(group)
     for column, title, y_name, is_share in _AGAINST_TOKENS:
         if _has(group, column):
             by_chance = _lines(group, f"{column}_by_chance", style="beside")
@@ -144,6 +145,24 @@ def _accuracy(group: Group) -> LineChart:
         lines,
         beside="dotted: the same questions with nothing in memory",
     )
+
+
+def _perplexities(group: Group) -> list[LineChart]:
+    """Rows with others beside the own document, which `own_tokens` tells, are about another question."""
+    found = []
+    for is_multi, what in ((False, "tokens in memory"), (True, "tokens of other documents")):
+        lines = [
+            Line(own.label, points, place)
+            for place, own in enumerate(group.runs)
+            if (points := _points(_rows_of(own, is_multi), "perplexity", lambda row: row["tokens"]))
+        ]
+        if lines:
+            found.append(LineChart(f"Perplexity by {what}", what, "perplexity", lines, False))
+    return found
+
+
+def _rows_of(own: Labelled, is_multi: bool) -> list[Row]:
+    return [row for row in own.run.rows if (row.get("own_tokens") is not None) == is_multi]
 
 
 def _masses(group: Group) -> LineChart:

@@ -25,6 +25,8 @@ _MOST_NUMBERS = 16
 """Columns of a map whose fields have room for numbers."""
 _DARK = 0.55
 _ID = re.compile(r'(\bid="|href="#|url\(#)')
+_STYLE_ATTRIBUTE = re.compile(r'style="([^"]*)"')
+_STYLE_ELEMENT = re.compile(r"<style[^>]*>\*\{(.*?)\}</style>", re.DOTALL)
 _STYLE = {
     "font.size": 9,
     "axes.edgecolor": "#888888",
@@ -53,7 +55,19 @@ def svg(chart: Chart, number: int) -> str:
     text = written.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = _ID.sub(rf"\g<1>chart{number}-", text)
-    return text.replace("<svg ", '<svg role="img" ', 1)
+    return _without_style(text.replace("<svg ", '<svg role="img" ', 1))
+
+
+def _without_style(text: str) -> str:
+    """The same drawing with attributes of SVG in place of CSS, which the page's policy refuses."""
+    everywhere = "".join(_STYLE_ELEMENT.findall(text))
+    text = _STYLE_ELEMENT.sub("", text).replace("<svg ", f"<svg {_attributes(everywhere)} ", 1)
+    return _STYLE_ATTRIBUTE.sub(lambda found: _attributes(found[1]), text)
+
+
+def _attributes(css: str) -> str:
+    pairs = (part.split(":", 1) for part in css.split(";") if part.strip())
+    return " ".join(f'{name.strip()}="{value.strip()}"' for name, value in pairs)
 
 
 def _lines(chart: LineChart) -> Figure:

@@ -133,7 +133,7 @@ def _paired(table: paired.PairedTable) -> str:
     )
     return (
         f"<h3>{attribute(table.caption)}</h3>"
-        f"<div class=wide><table>{_head(table.columns)}\n{body}</table></div>"
+        f"<div class=wide><table class=named>{_head(table.columns)}\n{body}</table></div>"
     )
 
 
@@ -147,7 +147,7 @@ def _benefit(comparison: benefit.BenefitTable) -> str:
     told = f"<p>{comparison.verdict}</p><ul>{behind}</ul>"
     return (
         f"<h3>Does it help?</h3><p class=soft>{attribute(comparison.caption)}</p>"
-        f"<div class=wide><table>{_head(comparison.columns)}\n{body}</table></div>{told}"
+        f"<div class=wide><table class=named>{_head(comparison.columns)}\n{body}</table></div>{told}"
     )
 
 
