@@ -26,6 +26,8 @@ for scaling in linear dynamic yarn; do
 done
 dictionary true --positions true
 dictionary true_linear --positions true --rope-scaling linear:32
+# so slow a rotation that far places hardly differ
+dictionary true_slow --positions true --rope-theta 1e6
 
 # a stock model of 256 positions, from the base, whose memory layer had no positions
 language() {

@@ -23,6 +23,7 @@ def report() -> Report:
     return measured(TINY, *(name for name in names if name != "resident"))
 
 
+@pytest.mark.long
 def test_every_ratio_has_its_name(report: Report) -> None:
     wanted = {
         "reading_64_vs_published_sdpa",
@@ -50,6 +51,7 @@ def test_the_names_of_the_real_bench_are_those_of_the_issue() -> None:
     assert {"reading_one_layer", "reading_trained", "estimate"} <= names
 
 
+@pytest.mark.long
 def test_rows_say_everything_about_themselves(report: Report, tmp_path: Path) -> None:
     report.write(tmp_path / "bench.json")
     found = json.loads((tmp_path / "bench.json").read_text())
@@ -64,6 +66,7 @@ def test_rows_say_everything_about_themselves(report: Report, tmp_path: Path) ->
         assert {"retained_mass", "repetitions"} <= set(row)
 
 
+@pytest.mark.long
 def test_what_leaves_keys_out_says_what_it_keeps(report: Report) -> None:
     for row in report.rows:
         if row.ours == "clustered" and row.what in ("kernel", "window", "decoding"):
@@ -74,6 +77,7 @@ def test_what_leaves_keys_out_says_what_it_keeps(report: Report) -> None:
     assert 0.9 < report.ratios["kernel_5k_retained_mass"] <= 1.0
 
 
+@pytest.mark.long
 def test_ratios_follow_from_the_times_beside_them(report: Report) -> None:
     row = named(report, "reading_64_vs_published_sdpa")
     assert row.ratio == row.peer_seconds / row.ours_seconds
@@ -81,6 +85,7 @@ def test_ratios_follow_from_the_times_beside_them(report: Report) -> None:
     assert row.ratio == row.ours_seconds / row.peer_seconds
 
 
+@pytest.mark.long
 def test_an_estimate_of_bytes_is_exact(report: Report) -> None:
     found = [row for row in report.rows if row.what == "estimate of bytes"]
     assert [row.ratio for row in found] == [1.0, 1.0]
@@ -241,6 +246,7 @@ def test_figures_of_other_options_are_not_mixed_in(tmp_path: Path) -> None:
         benches.new_report(replace(TINY, threads=2)).take_over(tmp_path / "bench.json")
 
 
+@pytest.mark.long
 def test_the_plot_shows_what_was_measured_only(report: Report, tmp_path: Path) -> None:
     path = tmp_path / "bench.png"
     plot(report.rows, path)

@@ -208,6 +208,8 @@ def test_a_model_can_start_from_another_with_scaled_positions(tmp_path: Path) ->
 def test_positions_of_random_weights_and_a_model_to_start_from_are_refused_together() -> None:
     with pytest.raises(LongFocusError, match="Got 128"):
         replace(TINY, model="somewhere", max_positions=128)
+    with pytest.raises(LongFocusError, match=r"rope_theta .* Got 1000000"):
+        replace(TINY, model="somewhere", rope_theta=1e6)
 
 
 def test_true_positions_place_what_is_seen_before_what_sees_it(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class DictionaryArguments:
     """End behind the curriculum: a model to start from."""
     max_positions: int | None = None
     """Positions, and longest window, of a model of random weights; left out: 256."""
+    rope_theta: float = 100.0
+    """Base of the rotary encoding of a model of random weights."""
     rope_scaling: str | None = None
     """Scaled positions such as linear:2, dynamic:2 or yarn:2, where windows are longer than the model's positions."""
 

@@ -84,11 +84,13 @@ class DictionaryRecipe:
                 f"memory_layers must be some, not all, of the layers 0 to {self.layers - 1}, none twice. Got {layers}."
             )
 
-        if self.model and self.max_positions:
-            raise LongFocusError(
-                f"max_positions is for random weights; those of {self.model} have their own. Got {self.max_positions}. "
-                "Leave it out."
-            )
+        own = {"max_positions": self.max_positions, "rope_theta": self.rope_theta}
+        for entry in fields(self):
+            if self.model and entry.name in own and own[entry.name] != entry.default:
+                raise LongFocusError(
+                    f"{entry.name} is for random weights; those of {self.model} have their own. Got {own[entry.name]}. "
+                    "Leave it out."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": KIND, **asdict(self)}
