@@ -214,8 +214,13 @@ def test_positions_of_random_weights_and_a_model_to_start_from_are_refused_toget
 
 def test_true_positions_place_what_is_seen_before_what_sees_it(tmp_path: Path) -> None:
     own, shared = paper_plan(3, d=1), paper_plan(3, d=3)[:5]
-    assert places_of(own, 2).tolist() == [[0, 1]] * 3 + [[2, 3]] * 3
-    assert places_of(shared, 2).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [6, 7]]
+    generator = torch.Generator().manual_seed(0)
+    assert places_of(shared, 2, 3, generator).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [6, 7]]
+    found = [places_of(own, 2, 3, generator) for _ in range(40)]
+    assert all(places[3:].tolist() == [[6, 7]] * 3 for places in found)
+    before = torch.cat([places[:3] for places in found])
+    # each of them at any of the three places before
+    assert before.unique(dim=0).tolist() == [[0, 1], [2, 3], [4, 5]]
     recipe = replace(TINY, positions="true", rope_scaling="linear:4")
     assert train_dictionary(recipe, tmp_path).ending == "finished"
     assert longfocus.from_pretrained(tmp_path).focus.config.positions == "true"

@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("language")
     packages, library = make_packages(folder)
-    prepare_language_data(folder / "data", RECIPE, packages=packages, standard_library=library)
+    prepare_language_data(folder / "data", RECIPE, packages=packages, library=library)
     return folder / "data"
 
 

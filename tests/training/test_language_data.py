@@ -22,7 +22,7 @@ def places(tmp_path: Path) -> tuple[Path, list[Path]]:
 def prepared(tmp_path: Path, places: tuple[Path, list[Path]], **changes) -> Path:
     packages, library = places
     recipe = LanguageRecipe(**{"vocabulary": 300, "recall_documents": 4, **changes})
-    prepare_language_data(tmp_path / "data", recipe, packages=packages, standard_library=library)
+    prepare_language_data(tmp_path / "data", recipe, packages=packages, library=library)
     return tmp_path / "data"
 
 

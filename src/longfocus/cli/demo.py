@@ -50,6 +50,7 @@ def run(arguments: Arguments) -> int | None:
     from transformers import logging
 
     import longfocus
+    from longfocus.evaluation.source_lines import words_of_names
     from longfocus.hf.pretrained import resolve
 
     lengths = parse_lengths(arguments.tokens)
@@ -60,7 +61,7 @@ def run(arguments: Arguments) -> int | None:
         _train(console) if arguments.train else ("code", "code_control", "dictionary")
     )
     model, tokenizer = longfocus.from_pretrained(code), longfocus.tokenizer(code)
-    words = json.loads((Path(resolve(code)) / "passkey_words.json").read_text())["test"]
+    words = words_of_names(Path(resolve(code)))
     texts = [n for n in lengths if n <= LONGEST_TEXT]
     if not texts:
         raise LongFocusError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longfocus.cli.tables import length, live_table, table_of
+from longfocus.core import standard_library
 from longfocus.errors import LongFocusError
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ def loss_on_real_text(
 ) -> list[dict[str, Any]]:
     """A table of perplexity by tokens in memory; empty where the user's file is too short."""
     import longfocus
-    from longfocus.evaluation.real_text import LONGEST, evaluate_loss, standard_library_files
+    from longfocus.evaluation.real_text import LONGEST, evaluate_loss
 
-    files = standard_library_files() if file is None else (file,)
+    files = standard_library.modules() if file is None else [file]
     where = "the standard library's modules" if file is None else str(file)
     table = table_of(
         f"Reading {where}: how well the next token is predicted, by what is in memory",

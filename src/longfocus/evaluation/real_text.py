@@ -4,7 +4,6 @@ The experiment `perplexity`, on the standard library's longest modules, which no
 file of the user's.
 """
 
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +34,6 @@ class LossResult:
     """95%, paired; None for one document."""
     documents: int
     memory_bytes: int
-
-
-def standard_library_files() -> tuple[Path, ...]:
-    """Its modules, without packages."""
-    return tuple(sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")))
 
 
 def evaluate_loss(

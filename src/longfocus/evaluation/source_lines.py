@@ -2,7 +2,6 @@
 
 import json
 import re
-import sysconfig
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from longfocus.core import standard_library
 from longfocus.errors import LongFocusError
 
 WORDS_FILE = "passkey_words.json"
@@ -33,13 +33,7 @@ class SourceLine(NamedTuple):
 
 def standard_library_lines(tokenizer: Any, seed: int) -> Iterator[SourceLine]:
     """The Python standard library's own source files, in an order drawn from the seed, again and again."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = [path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts]
-    if not files:
-        raise LongFocusError(
-            f"The standard library's source code is not installed: no .py file under {root}. "
-            "Give a text file of your own instead."
-        )
+    root, files = standard_library.folder(), standard_library.source_files()
     order = np.random.default_rng(seed).permutation(len(files))
     while True:
         for index in order:
@@ -50,15 +44,14 @@ def standard_library_lines(tokenizer: Any, seed: int) -> Iterator[SourceLine]:
 
 def frequent_words(file: Path | None = None) -> list[str]:
     """The most frequent words of a text, or of the standard library, for names: where a model has none of its own."""
-    root = Path(sysconfig.get_paths()["stdlib"])
     counts: Counter[str] = Counter()
-    for path in [file] if file is not None else sorted(root.glob("*.py")):
+    for path in [file] if file is not None else standard_library.modules():
         counts.update(_WORD.findall(path.read_text(encoding="utf-8", errors="replace")))
     words = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
     if len(words) < FEWEST_WORDS:
         raise LongFocusError(
-            f"{file or root} has only {len(words)} words to make names of, and {FEWEST_WORDS} are needed. Give a "
-            "longer text, in English or in code."
+            f"{file or standard_library.folder()} has only {len(words)} words to make names of, and {FEWEST_WORDS} "
+            "are needed. Give a longer text, in English or in code."
         )
     return words
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from longfocus.core import standard_library
 from longfocus.errors import LongFocusError
 from longfocus.training.stdlib_leak import (
     PACKAGES_WITH_COPIES,
     SourceIndex,
     read_source,
-    standard_library_files,
 )
 
 DOCUMENT_DEPTH = 3
@@ -136,7 +136,7 @@ def find_documents(
 @cache
 def standard_library_index() -> SourceIndex:
     """The standard library's files and long lines; a few seconds the first time."""
-    return SourceIndex.of_files(standard_library_files())
+    return SourceIndex.of_files(standard_library.source_files())
 
 
 def _is_training_package(path: Path) -> bool:

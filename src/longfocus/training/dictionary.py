@@ -140,7 +140,7 @@ def _curriculum_step(
 
     def step(generator: torch.Generator) -> StepResult:
         batch = task.training_batch(documents, documents, records, task.SYMBOLS, generator)
-        return _answer(model, batch, plan, recipe)
+        return _answer(model, batch, plan, recipe, generator)
 
     return step
 
@@ -158,20 +158,23 @@ def _crossbatch_step(
         batch = task.training_batch(
             recipe.documents, recipe.asking, recipe.curriculum[-1], alphabet, generator
         )
-        return _answer(model, batch, plan, recipe)
+        return _answer(model, batch, plan, recipe, generator)
 
     return step
 
 
 def _answer(
-    model: Any, batch: task.TaskBatch, plan: Tensor, recipe: DictionaryRecipe
+    model: Any,
+    batch: task.TaskBatch,
+    plan: Tensor,
+    recipe: DictionaryRecipe,
+    generator: torch.Generator,
 ) -> StepResult:
     """Loss and accuracy on the answer tokens of a crossbatch batch."""
-    places = (
-        {"position_ids": places_of(plan, batch.input_ids.shape[1])}
-        if recipe.positions == "true"
-        else {}
-    )
+    places = {}
+    if recipe.positions == "true":
+        length = batch.input_ids.shape[1]
+        places = {"position_ids": places_of(plan, length, recipe.documents, generator)}
     output = model(
         input_ids=batch.input_ids,
         labels=batch.labels,

@@ -82,13 +82,19 @@ def _draw_weights(model: Any, recipe: DictionaryRecipe) -> None:
             layer.mlp.down_proj.weight.normal_(0, recipe.intermediate_size**-0.5 * depth)
 
 
-def places_of(plan: Int64[Tensor, "rows contexts"], length: int) -> Int64[Tensor, "rows length"]:
-    """Places in one stream, for `positions="true"`: what a row sees stands window by window before it.
+def places_of(
+    plan: Int64[Tensor, "rows contexts"], length: int, span: int, generator: torch.Generator
+) -> Int64[Tensor, "rows length"]:
+    """Places in one stream, for `positions="true"`: what a row sees stands in the `span` windows before it.
 
-    Of a plan in which rows see the same windows, or a window of their own each.
+    Rows that see `span` windows, all the same, see them in order. Rows that see one of their own each have it at a
+    random one of these places, so that all distances are known before there is more to see.
     """
     contexts = plan.shape[1]
     sees = (plan != NONE).any(1)
-    window = torch.arange(len(plan)) % contexts
-    window[sees] = contexts
+    if contexts == span:
+        window = torch.arange(len(plan)) % span
+    else:
+        window = torch.randint(span, (len(plan),), generator=generator)
+    window[sees] = span
     return window[:, None] * length + torch.arange(length)

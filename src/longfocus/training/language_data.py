@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from longfocus.core import standard_library
 from longfocus.errors import LongFocusError
 from longfocus.training.corpus import (
     Document,
@@ -39,7 +40,6 @@ from longfocus.training.stdlib_leak import (
     SourceIndex,
     leak_report,
     read_source,
-    standard_library_files,
 )
 from longfocus.training.tokenizer import train_tokenizer
 
@@ -75,10 +75,10 @@ def prepare_language_data(
     prepare: Prepare = lambda what, done, total: None,
     *,
     packages: Path | None = None,
-    standard_library: list[Path] | None = None,
+    library: list[Path] | None = None,
 ) -> None:
     """Make the data in `folder`, once; what is there already is kept, and refused if it is of another recipe."""
-    _make_texts(folder, recipe, prepare, packages=packages, standard_library=standard_library)
+    _make_texts(folder, recipe, prepare, packages=packages, library=library)
     if not (folder / RECALL).exists():
         _make_recall(folder, recipe, prepare)
 
@@ -89,7 +89,7 @@ def _make_texts(
     prepare: Prepare,
     *,
     packages: Path | None,
-    standard_library: list[Path] | None,
+    library: list[Path] | None,
 ) -> None:
     about = {
         "vocabulary": recipe.vocabulary,
@@ -100,7 +100,7 @@ def _make_texts(
         _check_same(folder, about)
         return
     root = packages or site_packages()
-    library = standard_library_files() if standard_library is None else standard_library
+    library = standard_library.source_files() if library is None else library
     held_out = _held_out_documents(root, library)
     prepare("looking at packages", 0, 0)
     index = SourceIndex.of_files(path for document in held_out for path in document.files)

@@ -6,7 +6,6 @@ than half of its long lines occur there. Packages that are known to carry copies
 """
 
 import hashlib
-import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +34,6 @@ PACKAGES_WITH_COPIES = frozenset(
     }
 )
 """Packages that bundle back-ports or forks of standard library modules."""
-
-
-def standard_library_files() -> list[Path]:
-    """Every source file of the running interpreter's standard library, in a stable order."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    return [path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts]
 
 
 def read_source(path: Path) -> str:
