@@ -17,13 +17,26 @@ cp "$out/data/passkey_words.json" "$out/plain_recall/"
 ask() {
     name=$1
     shift
-    longfocus evaluate benefit --tasks needle records loss --wording passkey --record-wording code --tokens 3K 16K 64K \
-        --seeds 1 2 3 --text "$out/data/held_out" --budget 256 --windows 1 --max-documents 30 --output "$results/$name" "$@"
+    longfocus evaluate benefit --tasks needle records --wording passkey --record-wording code --tokens 3K 16K 64K --seeds 1 2 3 \
+        --text "$out/data/held_out" --budget 256 --output "$results/ask_$name" "$@"
 }
+# one window of each held-out document that is long enough
+predict() {
+    name=$1
+    shift
+    longfocus evaluate benefit --tasks loss --tokens 3K 16K 64K --text "$out/data/held_out" --budget 256 --windows 1 \
+        --max-documents 200 --output "$results/predict_$name" "$@"
+}
+untrained="--model $out/plain_recall --memory-layers 2 --window 256"
 ask language --model language --methods truncated memory memory_only bm25
 ask plain --model "$out/plain_recall" --methods truncated full bm25
-ask untrained --model "$out/plain_recall" --memory-layers 2 --window 256 --methods memory memory_only
+ask untrained $untrained --methods memory memory_only
+predict language --model language --methods truncated memory bm25
+predict plain --model "$out/plain_recall" --methods truncated full bm25
+predict untrained $untrained --methods memory
 # every window begins with the same token; the tokenizer has no BOS of its own
 ask language_prefix --model language --methods memory memory_only --window-prefix 0
-ask untrained_prefix --model "$out/plain_recall" --memory-layers 2 --window 256 --methods memory memory_only --window-prefix 0
+ask untrained_prefix $untrained --methods memory memory_only --window-prefix 0
+predict language_prefix --model language --methods memory --window-prefix 0
+predict untrained_prefix $untrained --methods memory --window-prefix 0
 longfocus report "$results" -o "$results/report.html" --markdown "$results/report.md"

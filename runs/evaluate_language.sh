@@ -18,10 +18,14 @@ longfocus evaluate perplexity --model "$models/transformer_xl" $held_out --token
 longfocus evaluate perplexity --model "$models/plain" $held_out --tokens 0 512 1K 2K 3840 16K --windows 1 \
     --output "$results/perplexity_plain"
 
+among_others() {
+    longfocus evaluate perplexity --model "$1" --data "$models/data/held_out" --max-documents 40 --documents multi --own 2K \
+        --tokens 0 4K 16K 64K --windows 1 --output "$results/multi_$2"
+}
 for model in fot memorizing fot_d1; do
-    longfocus evaluate perplexity --model "$models/$model" --data "$models/data/held_out" --max-documents 40 --documents multi --own 2K --tokens 0 4K 16K 64K \
-        --windows 1 --output "$results/multi_$model"
+    among_others "$models/$model" $model
 done
+among_others language language
 for model in fot fot_d1 base; do
     longfocus evaluate distraction --model "$models/$model" --data "$models/data/held_out" --max-documents 30 --tokens 2K --others 1 3 7 15 31 63 --windows 1 \
         --output "$results/distraction_$model"

@@ -1,5 +1,6 @@
 """What `longfocus evaluate benefit` asks about, what BM25 finds, and how the runs are shown."""
 
+import json
 import re
 from io import StringIO
 from pathlib import Path
@@ -240,6 +241,38 @@ def test_evaluation_report_shows_the_comparison_in_both_forms(runs: Path) -> Non
     assert "<li>needle 4K: fot, memory (50.0%) is behind fot, bm25 (75.0%)</li>" in html
     assert "beyond &lt;it&gt;" in html
     assert html.count("<h3>Does it help?</h3>") == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"settings": {"tasks": ["loss"], "tokens": [4096, 8192], "seeds": [1, 2]}},
+        {"files": {"text": "other content"}},
+        {"words": "others"},
+        {"fingerprint": {"tokenizer": "another"}},
+        {"focus": {"window": 128}},
+    ],
+)
+def test_evaluation_report_separates_what_was_not_asked_alike(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        folder = made(tmp_path / name, "benefit", rows_of({"memory": 0.5}), tasks=["loss"])
+    (both,) = tables(groups(find([tmp_path]).runs)[0])
+    assert len(both.rows) == 2
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | other))
+    one, two = tables(groups(find([tmp_path]).runs)[0])
+    assert two.caption.startswith(f"{one.caption} (not asked as above: ")
+
+
+def test_evaluation_report_compares_methods_on_common_seeds(tmp_path: Path) -> None:
+    rows = rows_of({"memory": 0.5, "bm25": 0.25})
+    # the best of another method is on a seed that memory was not asked on
+    rows += [row | {"seed": 3, "accuracy": 1.0} for row in rows_of({"bm25": 0.25})[:1]]
+    made(tmp_path / "one", "benefit", rows)
+    (table,) = tables(groups(find([tmp_path]).runs)[0])
+    assert not any(told.startswith("needle") for told in table.behind)
 
 
 def test_evaluation_report_says_what_is_not_trained_and_what_windows_begin_with(

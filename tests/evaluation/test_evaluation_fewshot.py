@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +15,11 @@ from examining import Knowing, Session
 from torch import Tensor
 
 from longfocus.errors import LongFocusError
-from longfocus.evaluation.choosing import likeliest
 from longfocus.evaluation.experiments import experiment, fewshot
 from longfocus.evaluation.labelled import Example, load
 from longfocus.evaluation.results import Results
 from longfocus.evaluation.runner import run
-from longfocus.evaluation.subject import Subject
-from small import byte_tokenizer, small_model
+from small import byte_tokenizer
 
 KINDS = {"apple": "fruit", "pear": "fruit", "owl": "animal", "saw": "tool"}
 EXAMPLES = [(f"{word} {number}", KINDS[word]) for number in range(8) for word in KINDS]
@@ -41,23 +39,47 @@ def label_of(question: str, known: str) -> str | None:
     return found[1] if found else None
 
 
+class LabelCache:
+    """What the model has seen of one question, in each row, and what it knows besides."""
+
+    config = SimpleNamespace(window=64, kept=32)
+
+    def __init__(self, known: str, rows: Sequence[str] = ("",)) -> None:
+        self.known, self.rows = known, list(rows)
+
+    local = property(lambda self: len(self.rows[0]))
+
+    def fork(self) -> "LabelCache":
+        return LabelCache(self.known, self.rows)
+
+    def batch_repeat_interleave(self, rows: int) -> None:
+        self.rows *= rows
+
+
 class LabelModel:
     """Finds those tokens likely that continue a question with the label of a demonstration like it."""
 
     device = torch.device("cpu")
 
-    def __call__(self, input_ids: Tensor, past_key_values: Session) -> Any:
+    def __call__(
+        self, input_ids: Tensor, past_key_values: LabelCache, logits_to_keep: int = 0
+    ) -> Any:
         logits = torch.zeros(*input_ids.shape, 300)
-        known = "".join(past_key_values.texts)
         for row, ids in enumerate(input_ids):
-            text = byte_tokenizer().decode(ids[ids > 0])
-            label = label_of(text, known)
-            if label is not None and text.endswith(f" {label}\n\n"):
-                logits[row, torch.arange(len(ids) - 1), ids[1:]] = 9.0
-        return SimpleNamespace(logits=logits)
+            for place, token in enumerate(ids):
+                past_key_values.rows[row] += byte_tokenizer().decode(token)
+                question, _, written = past_key_values.rows[row].partition("Label:")
+                expected = f" {label_of(f'{question}Label:', past_key_values.known)}\n\n"
+                if len(written) < len(expected) and expected.startswith(written):
+                    (likely,) = byte_tokenizer()(expected[len(written)])["input_ids"]
+                    logits[row, place, likely] = 9.0
+        return SimpleNamespace(logits=logits[:, -logits_to_keep:])
 
 
 class LabelSession(Session):
+    def cache(self) -> Any:
+        return LabelCache("".join(self.texts))
+
     def _answer(self, question: str) -> str:
         return f" {label_of(question, ''.join(self.texts))}.\n\nText: more"
 
@@ -109,21 +131,59 @@ def test_a_longer_memory_has_the_same_questions_and_more_demonstrations(data: Pa
     assert one[0]["demonstrations"] < longer[0]["demonstrations"]
 
 
-def test_a_real_model_scores_a_label_as_it_scores_its_tokens() -> None:
-    subject, tokenizer = Subject(small_model(window=64), byte_tokenizer()), byte_tokenizer()
-    labels = [" a", " cat and", " of dogs\n"]
-    with subject.session() as session:
-        subject.read(session, "Text: one\nLabel: a\n\n" * 6)
-        scores = []
-        for label in labels:
-            ids = torch.tensor([tokenizer("Text: two\nLabel:" + label)["input_ids"]])
-            with torch.no_grad():
-                logits = session.model(input_ids=ids, past_key_values=session.cache()).logits
-            own = logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
-            scores.append(float(own[-len(label) :].sum()))
-        for order in ([0, 1, 2], [2, 0, 1], [1]):
-            chosen = likeliest(session, tokenizer, "Text: two\nLabel:", [labels[i] for i in order])
-            assert order[chosen] == max(order, key=scores.__getitem__)
+def of_labels(tmp_path: Path, *examples: tuple[str, Any]) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"text": t, "label": la}) + "\n" for t, la in examples))
+    return path
+
+
+def test_labels_that_differ_in_case_alone_are_chosen_apart(tmp_path: Path) -> None:
+    kinds = {"apple": "A", "pear": "a", "owl": "a", "saw": "A"}
+    path = of_labels(tmp_path, *((text, kinds[text.split()[0]]) for text, _ in EXAMPLES))
+    (row,) = measured(Labelling(), path, tokens=("512",))
+    assert row["choices"] == 2
+    assert row["accuracy"] == 1
+    assert row["accuracy_without_memory"] < 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["A", "a"], "Got the label 'a' in --data .* the same as 'A'"),
+        (["yes", ["no", "Yes!"]], "Got the label 'yes' in --data .* the same as 'Yes!'"),
+        (["x", "."], r"Got the label '\.' in --data .* the same as no answer at all"),
+    ],
+)
+def test_labels_that_a_written_answer_cannot_tell_apart_are_refused(
+    tmp_path: Path, labels: list[Any], told: str
+) -> None:
+    subject, path = Labelling(), of_labels(tmp_path, ("one", labels[0]), ("two", labels[1]))
+    with pytest.raises(LongFocusError, match=told):
+        measured(subject, path, questions=1, free=True)
+    assert measured(subject, path, questions=1)[0]["choices"] == 2
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_the_text_of_a_question_is_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: bool
+) -> None:
+    path = of_labels(tmp_path, *EXAMPLES, *EXAMPLES[:20], (f" {EXAMPLES[0][0]} ", "fruit"))
+    settings = fewshot.FewshotSettings(data=str(path), questions=8, free=free)
+    subject, seen = Labelling(), []
+    monkeypatch.setattr(subject, "read", lambda session, text, name: seen.append(text))
+    found = list(fewshot.records(subject, settings, {"tokens": 4096, "seed": 1}))
+    shown = re.findall(r"Text: (.*)\n", "".join(seen))
+    assert not {record["text"] for record in found} & set(shown)
+    dropped = fewshot.row(found)["dropped"]
+    assert dropped > 0
+    assert 8 + dropped + len(shown) == len(EXAMPLES) + 21
+
+
+def test_data_with_one_text_alone_is_refused(tmp_path: Path) -> None:
+    path = of_labels(tmp_path, *[("one", "a")] * 5)
+    told = "5 examples: 2 of them are questions, and 3 have the text of a question"
+    with pytest.raises(LongFocusError, match=told):
+        measured(Labelling(), path, questions=2)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
@@ -143,8 +203,12 @@ def test_a_list_of_labels_holds_several_right_ones(tmp_path: Path) -> None:
     path.write_text(json.dumps({"text": "who?", "label": ["He", " she "]}) + "\n")
     (example,) = load(str(path), "", "text", "label")
     assert example.labels == ("He", "she")
-    assert fewshot._is_right(example, ' "SHE".\nand so on')
-    assert not fewshot._is_right(example, "nobody")
+    free = fewshot.FewshotSettings(data="data", free=True)
+    assert fewshot._is_right(free, example, ' "SHE".\nand so on')
+    assert not fewshot._is_right(free, example, "nobody")
+    chosen = fewshot.FewshotSettings(data="data")
+    assert fewshot._is_right(chosen, example, "she")
+    assert not fewshot._is_right(chosen, example, "She")
 
 
 def test_a_dataset_has_names_for_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

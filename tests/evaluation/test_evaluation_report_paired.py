@@ -92,6 +92,48 @@ def test_a_model_without_memory_does_not_lengthen_the_names_of_the_others(tmp_pa
     assert [own.label for own in group_of(tmp_path).runs] == ["better", "worse"]
 
 
+def test_methods_of_one_run_are_compared_apart(tmp_path: Path) -> None:
+    kinds = {"memory": LOSSES["better"], "bm25": LOSSES["worse"]}
+    cells = [
+        ({"method": method, "task": "loss", "tokens": tokens, "seed": 1}, own)
+        for method, losses in kinds.items()
+        for tokens, own in losses.items()
+        if tokens
+    ]
+    rows = [{**cell, "loss": sum(own) / len(own)} for cell, own in cells]
+    records = [
+        {**cell, "document": document, "place": place, "loss": loss}
+        for cell, own in cells
+        for (document, place), loss in zip(PLACES, own, strict=True)
+    ]
+    made(tmp_path / "one", "benefit", rows, records=records, tasks=["loss"])
+    lengths, runs = tables(group_of(tmp_path))
+    assert [row[1:] for row in lengths.rows] == [
+        ["small, memory", shown(LOSSES["better"][1024], LOSSES["better"][512])],
+        ["small, bm25", shown(LOSSES["worse"][1024], LOSSES["worse"][512])],
+    ]
+    assert "(small, memory)" in runs.caption
+    assert [row[1] for row in runs.rows] == ["small, bm25"]
+
+
+def test_other_documents_in_memory_are_compared_with_none_and_by_themselves(tmp_path: Path) -> None:
+    compared(tmp_path)
+    for folder in tmp_path.iterdir():
+        metrics = json.loads((folder / "metrics.json").read_text())
+        rows = [{**row, "own_tokens": 512} for row in metrics["rows"]]
+        multi = tmp_path / f"multi_{folder.name}"
+        folder.rename(multi)
+        (multi / "metrics.json").write_text(json.dumps(metrics | {"rows": rows}))
+    run(tmp_path / "single", "single", LOSSES["better"], PLACES)
+    among, alone, _ = tables(group_of(tmp_path))
+    assert among.caption.endswith("less that with no other documents in memory")
+    assert among.columns == ["run", "", "512", "1K"]
+    assert [row[2] for row in among.rows] == [
+        shown(LOSSES[name][512], LOSSES[name][0]) for name in ("better", "worse")
+    ]
+    assert alone.columns == ["run", "", "1K"]
+
+
 def test_other_experiments_have_no_such_tables(tmp_path: Path) -> None:
     made(tmp_path / "one", "dictionary", [{"tokens": 1024, "seed": 1, "accuracy": 1.0}])
     assert tables(group_of(tmp_path)) == []

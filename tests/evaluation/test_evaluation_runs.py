@@ -172,3 +172,6 @@ def test_texts_that_changed_are_another_run(tmp_path: Path) -> None:
     opened(tmp_path / "run", files=before)
     with pytest.raises(LongFocusError, match="differs from this one"):
         opened(tmp_path / "run", files=after)
+    # a text or a dataset's name, as fewshot has it
+    assert hashes(SimpleNamespace(data=str(paths[0]))) == {str(paths[0]): before[str(paths[0])]}
+    assert hashes(SimpleNamespace(data="a/dataset")) == {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longfocus.cli.demo_text import loss_on_real_text
-from longfocus.cli.outputs import refuse_unwritable
+from longfocus.cli.outputs import refuse_unwritable, replacing, write_whole
 from longfocus.cli.tables import costs, length, live_table, parse_lengths, percent, table_of
 from longfocus.errors import LongFocusError
 
@@ -75,7 +75,7 @@ def run(arguments: Arguments) -> int | None:
     looked_up = _dictionary(console, longfocus.from_pretrained(dictionary), lengths, arguments.seed)
     found = {"text": text, "passkey": plain, "passkey_hard": hard, "dictionary": looked_up}
     if arguments.json is not None:
-        _write(arguments.json, json.dumps(found, indent=1))
+        write_whole(arguments.json, json.dumps(found, indent=1))
         console.print(f"Every number: {arguments.json}", soft_wrap=True)
     _plot(console, found, arguments.plot)
     return None
@@ -239,23 +239,9 @@ def _plot(console: "Console", found: dict[str, Any], path: Path) -> None:
     except ImportError:
         console.print("No picture: matplotlib is missing. pip install 'longfocus\\[plot]'")
         return
-    part = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as part:
         demo(found, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     console.print(f"Picture: {path.resolve()}", soft_wrap=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _row(result: "PasskeyResult") -> dict[str, Any]:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from longfocus.cli.model_options import ModelOptions, load_model
 from longfocus.cli.outputs import refuse_unwritable
 from longfocus.errors import LongFocusError, extra
-from longfocus.evaluation.experiment import Experiment, Settings
+from longfocus.evaluation.experiment import Experiment, Row, Settings
 from longfocus.evaluation.experiments import EXPERIMENTS, experiment
 from longfocus.evaluation.memory_options import MemoryOptions
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from longfocus.evaluation.results import Results
     from longfocus.evaluation.subject import Subject
 
@@ -119,22 +121,26 @@ def _measure(
 ) -> int | None:
     from rich.console import Console
 
-    from longfocus.cli.evaluate_tables import show
     from longfocus.cli.progress import progress_line
     from longfocus.evaluation.runner import run
 
-    code = None
-    try:
-        with progress_line(Console(stderr=True), total=1.0) as line:
-            run(chosen, settings, subject, results, line)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    results.write()
-    console = Console()
+    code, console = None, Console()
     if not console.is_terminal:
         # in a file, a wide table is more use than a folded one
         console = Console(width=180)
-    show(console, name, results.rows)
+    try:
+        try:
+            with progress_line(Console(stderr=True), total=1.0) as line:
+                run(chosen, settings, subject, results, line)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        results.write()
+    except Exception:
+        # what was measured until then may stand nowhere else
+        if found := results.rows + results.unsaved:
+            _show(console, name, found)
+        raise
+    _show(console, name, results.rows)
     if chosen.attaches and results.rows:
         from longfocus.cli.evaluate_layers import conclude
 
@@ -142,6 +148,19 @@ def _measure(
     if code is not None:
         console.print("Interrupted: this is what was measured until then.", highlight=False)
     return code
+
+
+def _show(console: "Console", name: str, rows: Sequence[Row]) -> None:
+    """The table, and below it what its reader should know of all of its rows."""
+    from longfocus.cli.evaluate_tables import show
+
+    show(console, name, rows)
+    if any("text_repeated" in row for row in rows):
+        print(
+            "longfocus: warning: a text was shorter than --tokens, and was read several times over: the column `text "
+            "repeated` says how often it began again. Give a longer text, or shorter --tokens.",
+            file=sys.stderr,
+        )
 
 
 def _refuse_other_memory(name: str, arguments: Any) -> None:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longfocus.errors import LongFocusError
-from longfocus.evaluation.contexts import PLAIN_WINDOW, previous_window
+from longfocus.evaluation.contexts import previous_window
+from longfocus.evaluation.experiment import PLAIN_WINDOW
 from longfocus.hf.layers import longest_window
 from longfocus.inference.prompts import starting_ids
 

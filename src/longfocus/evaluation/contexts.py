@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from longfocus.errors import LongFocusError
+from longfocus.evaluation.experiment import PLAIN_WINDOW
 from longfocus.hf.layers import model_inside
 from longfocus.hf.previous_window import PreviousWindow, rotaries_of, window_mask
 from longfocus.inference.prompts import starting_ids
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from longfocus.inference.session import Session
 
 RECIPE_FILE, TRANSFORMER_XL = "recipe.json", "transformer_xl"
-PLAIN_WINDOW = 256
-"""Tokens of an evaluated window of a model that has no windows, unless others are asked for."""
 
 
 class Context(Protocol):
@@ -80,8 +79,20 @@ def mean_loss(context: Context, window: Int[Tensor, " tokens"]) -> float:
 def previous_window(subject: "Subject") -> int | None:
     """Tokens of a window of a Transformer-XL; None for another model."""
     file = subject.folder / RECIPE_FILE
-    recipe = json.loads(file.read_text()) if file.is_file() else {}
-    return recipe["window"] if recipe.get("method") == TRANSFORMER_XL else None
+    if not file.is_file():
+        return None
+    try:
+        recipe = json.loads(file.read_text(encoding="utf-8"))
+        window = recipe["window"] if recipe.get("method") == TRANSFORMER_XL else None
+    except (ValueError, KeyError, AttributeError):
+        window = 0
+    if window is not None and not (isinstance(window, int) and window > 0):
+        raise LongFocusError(
+            f"{file} is damaged: it should be JSON that says what method the model was trained with, and for "
+            f"{TRANSFORMER_XL} the tokens of its window. Put the file of the training back, or take it away if the "
+            "model is no Transformer-XL."
+        )
+    return window
 
 
 def evaluated_tokens(subject: "Subject", asked: int | None) -> int:

@@ -1,4 +1,4 @@
-"""What a cell costs, and what its searches kept: seconds, bytes, retained mass."""
+"""What a cell costs, what its searches kept, and whether its text was long enough: seconds, bytes, retained mass."""
 
 import threading
 import time
@@ -22,6 +22,8 @@ class Costs:
         self.memory_bytes = 0
         """Of keys and values in the largest memory."""
         self.peak_anonymous_bytes: int | None = None
+        self.text_repeated = 0
+        """How many times a text began again that was shorter than what was to be read."""
         self.retained: list[Retained] = []
 
     @contextmanager
@@ -70,6 +72,8 @@ class Costs:
             row["retained_mass"] = sum(own.mean * own.queries for own in self.retained) / queries
             row["retained_mass_p10"] = min(own.p10 for own in self.retained)
             row["retained_mass_least"] = min(own.least for own in self.retained)
+        if self.text_repeated:
+            row["text_repeated"] = self.text_repeated
         row["reading_seconds"] = self.reading_seconds
         row["answering_seconds"] = self.answering_seconds
         row["memory_bytes"] = self.memory_bytes

@@ -12,6 +12,7 @@ a file must not either, so that `--help` answers at once.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longfocus.errors import LongFocusError
@@ -25,6 +26,9 @@ Record = Mapping[str, Any]
 Row = dict[str, Any]
 
 _UNITS = {"K": 2**10, "M": 2**20}
+
+PLAIN_WINDOW = 256
+"""Tokens of an evaluated window of a model that has no windows, unless others are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +55,32 @@ def lengths_and_seeds(settings: Settings) -> Iterator[Cell]:
         raise LongFocusError(
             "There is nothing to measure. Give --tokens and --seeds a number each."
         )
+    if min(settings.seeds) < 0:
+        raise LongFocusError(
+            f"--seeds {' '.join(map(str, settings.seeds))}: no random numbers come of a number below 0. Give 0 or more."
+        )
     for tokens in settings.lengths:
         for seed in dict.fromkeys(settings.seeds):
             yield {"tokens": tokens, "seed": seed}
+
+
+def refuse_unreadable(file: Path | None) -> None:
+    """Raise LongFocusError for a --file that holds no text, as far as its beginning shows."""
+    if file is None:
+        return
+    if not file.is_file():
+        raise LongFocusError(f"--file {file} is not a file. Give a text in UTF-8.")
+    try:
+        with file.open("rb") as opened:
+            is_binary = b"\0" in opened.read(4096)
+    except OSError as error:
+        raise LongFocusError(
+            f"--file {file} cannot be read ({error.strerror}). Check its rights, or give another text in UTF-8."
+        ) from None
+    if is_binary:
+        raise LongFocusError(
+            f"--file {file} holds NUL bytes, as binary files and UTF-16 do. Give a text in UTF-8."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,19 @@ from longfocus.inference.texts.folder import files_under
 
 
 def hashes(settings: Any) -> dict[str, str]:
-    """SHA-256, shortened, of the content of every file or folder among the values of settings."""
-    return {str(path): _hash(path) for path in _paths(vars(settings).values()) if path.exists()}
+    """SHA-256, shortened, of the content of every file or folder among the values of settings.
+
+    `data` that is a text may name a file, too, or a dataset.
+    """
+    paths = [*_paths(vars(settings).values())]
+    if isinstance(data := getattr(settings, "data", None), str):
+        paths.append(Path(data))
+    return {str(path): _hash(path) for path in paths if path.exists()}
+
+
+def file_hash(path: Path) -> str | None:
+    """Of one file; None if it is not there."""
+    return _hash(path) if path.is_file() else None
 
 
 def _paths(values: Any) -> Iterator[Path]:

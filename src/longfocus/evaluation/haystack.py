@@ -69,6 +69,11 @@ class Piece:
     places: tuple[str, ...]
     """File and number of those lines, as `file:line`."""
 
+    def hidden_tokens(self, tokenizer: Any) -> int:
+        """Those of the lines that hide its keys."""
+        lines = [f"\n{self.text[slice(*key.span)]}" for key in self.keys]
+        return sum(token_counts(lines, tokenizer))
+
     def place(self, character: int) -> str:
         """The line of the original text at a character; for a planted line, the one before it."""
         return self.places[max(bisect_right(self.starts, character) - 1, 0)]
@@ -78,6 +83,16 @@ def draw_names(words: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
     """Names from two of the words, none twice, in random order."""
     for pair in rng.permutation(len(words) ** 2):
         yield f"{words[pair // len(words)]}_{words[pair % len(words)]}"
+
+
+def refuse_few_words(words: Sequence[str], names: int) -> None:
+    """Raise LongFocusError for more names than `draw_names` has."""
+    if names > len(words) ** 2:
+        raise LongFocusError(
+            f"{names:,} lines are to be hidden, each with a name of its own, and {len(words):,} words make "
+            f"{len(words) ** 2:,} names. Hide fewer, give shorter --tokens, or a text or passkey_words.json with more "
+            "words."
+        )
 
 
 def key_line(name: str, digits: str) -> str:
@@ -111,7 +126,7 @@ class Haystack:
     ) -> None:
         self.lines, self.tokenizer, self.window, self.line = lines, tokenizer, window, line
         self.rng = np.random.default_rng(seed)
-        self.names = draw_names(words, self.rng)
+        self.words, self.names = words, draw_names(words, self.rng)
         self.pieces = 0
 
     def piece(self, tokens: int, *, keys: int | None = None) -> Piece:

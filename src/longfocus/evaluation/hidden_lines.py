@@ -16,7 +16,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from longfocus.errors import LongFocusError
-from longfocus.evaluation.source_lines import SourceLine, file_lines, standard_library_lines
+from longfocus.evaluation.source_lines import (
+    Lines,
+    SourceLine,
+    file_lines,
+    standard_library_lines,
+)
 from longfocus.inference.texts.folder import files_under
 from longfocus.inference.texts.text_file import looks_binary
 
@@ -31,29 +36,34 @@ class HiddenLine(NamedTuple):
     text: str
 
 
-def lines_under(paths: Sequence[Path], tokenizer: Any, seed: int) -> Iterator[SourceLine]:
+def lines_under(paths: Sequence[Path], tokenizer: Any, seed: int) -> Lines:
     """Lines without end of text files and folders, or of the standard library's source code if there are none.
 
     The order of the files is drawn. Raises LongFocusError if there is no text in them.
     """
     if not paths:
-        yield from standard_library_lines(tokenizer, seed)
+        return standard_library_lines(tokenizer, seed)
     files = [
         file
         for path in paths
         for file in (files_under(path) if path.is_dir() else [path])
         if not looks_binary(file)
     ]
-    has_text = True
-    while has_text:
+    order = np.random.default_rng(seed).permutation(len(files))
+
+    def text() -> Iterator[SourceLine]:
         has_text = False
-        for place in np.random.default_rng(seed).permutation(len(files)):
+        for place in order:
             for line in file_lines(files[place], tokenizer, files[place].name):
                 has_text = True
                 yield line
-    raise LongFocusError(
-        f"There is no text in {', '.join(map(str, paths))}. Give text files that have some lines, or folders of them."
-    )
+        if not has_text:
+            raise LongFocusError(
+                f"There is no text in {', '.join(map(str, paths))}. Give text files that have some lines, or folders "
+                "of them."
+            )
+
+    return Lines(text)
 
 
 def hidden_in(
@@ -86,16 +96,22 @@ def ids_of(text: str, tokenizer: Any) -> list[int]:
 
 
 def _check(own: Sequence[Sequence[int]], tokens: int, window: int) -> None:
-    longest, together = max(map(len, own), default=0), sum(map(len, own))
+    longest = max(map(len, own), default=0)
     if longest > window:
         raise LongFocusError(
             f"A line to be hidden has {longest} tokens, which does not fit in a window of {window}. Use a model with "
             "longer windows."
         )
-    if together > MOST_HIDDEN * tokens:
+    fewer = "Ask fewer --questions, hide fewer --entities and --distractors"
+    refuse_crowded(sum(map(len, own)), tokens, fewer)
+
+
+def refuse_crowded(hidden: int, tokens: int, fewer: str) -> None:
+    """Raise LongFocusError for hidden lines of so many tokens that they leave little else of a text."""
+    if hidden > MOST_HIDDEN * tokens:
         raise LongFocusError(
-            f"The lines to be hidden have {together:,} tokens, and may be half of the {tokens:,} of --tokens. Ask "
-            "fewer --questions, hide fewer --entities and --distractors, or give longer --tokens."
+            f"The lines to be hidden have {hidden:,} tokens, and may be half of the {tokens:,} of --tokens. {fewer}, "
+            "or give longer --tokens."
         )
 
 

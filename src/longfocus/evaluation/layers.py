@@ -160,7 +160,8 @@ class _Reader:
     def read(self, ids: Int[Tensor, " tokens"]) -> Iterator[dict[int, Tensor]]:
         """Keys of a text by layer, of a few windows at a time."""
         whole = len(ids) // self.size * self.size
-        rows = list(ids[:whole].view(-1, self.size).split(self.rows_together))
+        # nothing split is one piece of nothing
+        rows = list(ids[:whole].view(-1, self.size).split(self.rows_together)) if whole else []
         rows += [ids[whole:][None]] if whole < len(ids) else []
         for some in rows:
             with self.subject.costs.timed("reading"):
@@ -234,7 +235,7 @@ def window_of(subject: "Subject", asked: int | None) -> int:
     longest = longest_window(subject.model.config)
     if asked is None and subject.has_memory:
         asked = subject.window
-    window = asked or min(longest or DEFAULT_WINDOW, DEFAULT_WINDOW)
+    window = min(longest or DEFAULT_WINDOW, DEFAULT_WINDOW) if asked is None else asked
     least = 2 + len(starting_ids(subject.window_prefix, subject.tokenizer))
     if window < least or (longest is not None and window > longest):
         raise LongFocusError(

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from longfocus.config import FocusConfig
 from longfocus.errors import LongFocusError
+from longfocus.evaluation.choosing import score
 from longfocus.evaluation.memory_options import MemoryOptions
 from longfocus.hf.cache import FocusCache
 from longfocus.hf.pretrained import from_pretrained, read_config, resolve
@@ -185,31 +186,11 @@ class FocusLM(HFLM):
             cache, rest = self._seen(torch.tensor([context], device=self.device))
             last = self.model(rest, past_key_values=cache, logits_to_keep=1).logits
         for continuation in continuations:
-            yield self._score(cache.fork(), last, torch.tensor([continuation], device=self.device))
-
-    def _score(self, cache: FocusCache, last: Tensor, tokens: Tensor) -> Likelihood:
-        """Log-likelihood of the `tokens` [1, tokens] behind what `cache` has seen; `last` are the logits of the first.
-
-        Windows are filled as in decoding, and logits made for one window at a time.
-        """
-        total, is_greedy, start = 0.0, True, 0
-        while start < tokens.shape[1]:
-            # behind a full window, more than `kept` tokens would be cut as a prompt is
-            room = self.window - cache.local or min(self.kept, self.window)
-            part = tokens[:, start : start + room]
-            start += room
-            # nothing is asked behind the last token
-            read = part if start < tokens.shape[1] else part[:, :-1]
-            logits = last
-            if read.shape[1]:
-                with self._computing():
-                    found = self.model(read, past_key_values=cache).logits
-                logits, last = torch.cat([last, found], 1), found[:, -1:]
-            logits = logits[:, : part.shape[1]]
-            is_greedy = is_greedy and bool((logits.argmax(-1) == part).all())
-            scores = logits.log_softmax(-1, dtype=self.softmax_dtype or torch.float32)
-            total += scores.gather(2, part[..., None]).double().sum().item()
-        return total, is_greedy
+            tokens = torch.tensor([continuation], device=self.device)
+            with self._computing():
+                dtype = self.softmax_dtype or torch.float32
+                found = score(self.model, cache, last, tokens, dtype)
+            yield found.log_likelihoods[0], found.are_greedy[0]
 
     def _seen(self, prompts: Tensor) -> tuple[FocusCache, Tensor]:
         """A cache for prompts `[rows, tokens]`, and what it has yet to see of them."""

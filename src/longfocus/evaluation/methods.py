@@ -27,6 +27,7 @@ from longfocus.evaluation.budget import Budget
 from longfocus.evaluation.contexts import empty_context
 from longfocus.evaluation.costs import Costs
 from longfocus.hf.cache import FocusCache
+from longfocus.hf.cached_pairs import may_be_cut
 from longfocus.inference.generation import generated
 from longfocus.inference.prompts import Prompts
 
@@ -255,8 +256,17 @@ class _Whole(Held):
         more |= {"last_context_length": len(ids)} if self.subject.has_memory else {}
         return model(input_ids=given, past_key_values=cache, use_cache=True, **more)
 
-    def _fork(self) -> Any:
-        return self.cache.fork() if self.subject.has_memory else deepcopy(self.cache)
+    @contextmanager
+    def _ahead(self) -> Iterator[Any]:
+        """The text's cache to go on from, which afterwards is as before. Only what cannot be cut is copied."""
+        if self.subject.has_memory:
+            yield self.cache.fork()
+        elif not may_be_cut(self.cache):
+            yield deepcopy(self.cache)
+        else:
+            yield self.cache
+            if (added := self.cache.get_seq_length() - len(self.shared)) > 0:
+                self.cache.crop(-added)
 
     def answers(self, questions: Sequence[Asked], room: int) -> list[str]:
         found: list[str] = []
@@ -264,13 +274,14 @@ class _Whole(Held):
             for asked in questions:
                 row = [*self.shared, *asked.tail]
                 self.prompt_tokens.append(len(row))
-                found += _generated(self.subject, self._fork(), [row], room)
+                with self._ahead() as cache:
+                    found += _generated(self.subject, cache, [row], room)
         return found
 
     def logits(self, window: Tensor) -> Tensor:
         self.prompt_tokens.append(len(self.shared) + len(window))
-        with self.subject.answering():
-            return self._forward(window.tolist(), self._fork()).logits[0]
+        with self.subject.answering(), self._ahead() as cache:
+            return self._forward(window.tolist(), cache).logits[0]
 
 
 def _generated(subject: "Subject", cache: Any, rows: list[list[int]], room: int) -> list[str]:

@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longfocus.evaluation.haystack import LINE, QUESTION, Haystack, Piece, PlantedKey
+from longfocus.evaluation.haystack import (
+    LINE,
+    QUESTION,
+    Haystack,
+    Piece,
+    PlantedKey,
+    refuse_few_words,
+)
+from longfocus.evaluation.hidden_lines import refuse_crowded
 from longfocus.evaluation.passkey import PIECE_TOKENS
 from longfocus.evaluation.source_lines import lines_of, words_of_names
 from longfocus.evaluation.subject import Subject
@@ -65,9 +73,10 @@ class Hiding:
 
     def __init__(self, subject: Subject, settings: Any, wording: Wording, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.window = subject.window
+        self.subject, self.window = subject, subject.window
+        self._lines = lines_of(settings.file, subject.tokenizer, seed)
         self._haystack = Haystack(
-            lines_of(settings.file, subject.tokenizer, seed),
+            self._lines,
             subject.tokenizer,
             words_of_names(subject.folder, settings.file),
             window=subject.window,
@@ -78,9 +87,16 @@ class Hiding:
     def hide(
         self, tokens: int, asked: Sequence[float], others: Sequence[float]
     ) -> tuple[list[Piece], list[Needle]]:
-        """A text with needles at these depths, from 0 to before 1; given are its pieces, and those `asked`."""
+        """A text with needles at these depths, from 0 to before 1; given are its pieces, and those `asked`.
+
+        Raises LongFocusError for more needles than there are names, or than leave room for a text.
+        """
+        refuse_few_words(self._haystack.words, len(asked) + len(others))
         order = sorted([(depth, True) for depth in asked] + [(depth, False) for depth in others])
         pieces = self._pieces(tokens, [depth for depth, _ in order])
+        hidden = sum(piece.hidden_tokens(self.subject.tokenizer) for piece in pieces)
+        refuse_crowded(hidden, tokens, "Hide fewer --needles and --distractors")
+        self.subject.costs.text_repeated = self._lines.repeated
         # lines keep their order, whatever room they find
         keys = [key for piece in pieces for key in piece.keys]
         before = np.cumsum([0, *(len(piece.text) for piece in pieces)])

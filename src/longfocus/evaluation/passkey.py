@@ -17,10 +17,13 @@ import numpy as np
 
 from longfocus.evaluation.haystack import (
     DIGITS,
+    HARD_KEYS_PER_WINDOW,
     Haystack,
     Piece,
     PlantedKey,
+    refuse_few_words,
 )
+from longfocus.evaluation.hidden_lines import refuse_crowded
 from longfocus.evaluation.source_lines import lines_of
 from longfocus.evaluation.stream import Stream
 from longfocus.evaluation.subject import Subject
@@ -146,7 +149,10 @@ class Hidden:
         self, subject: Subject, session: Session, task: PasskeyTask, words: Sequence[str]
     ) -> None:
         self.subject, self.session, self.task = subject, session, task
-        self._haystack = _haystack(subject.tokenizer, task, words, subject.window)
+        self._lines = lines_of(task.file, subject.tokenizer, task.seed)
+        self._haystack = Haystack(
+            self._lines, subject.tokenizer, words, window=subject.window, seed=task.seed
+        )
         self._rng = np.random.default_rng(task.seed + 1)
         self.pieces: list[Piece] = []
 
@@ -155,12 +161,22 @@ class Hidden:
         """All that are in memory."""
         return [key for piece in self.pieces for key in piece.keys]
 
-    def read(self, tokens: int) -> None:
-        """Read on until at least `tokens` tokens are in memory."""
+    def read(self, tokens: int, *, is_crowded_refused: bool = False) -> None:
+        """Read on until at least `tokens` tokens are in memory.
+
+        Raises LongFocusError before that for more keys than there are names, and for more than leave room for a text.
+        """
         missing = tokens - self.session.tokens
+        new = _new_keys(missing, self.task.keys, self.subject.window)
+        refuse_few_words(self._haystack.words, len(self.keys) + new)
         for piece in _next_pieces(self._haystack, missing, self.task.keys):
+            if is_crowded_refused and piece.keys:
+                # lines of the other pieces are as long
+                hidden = piece.hidden_tokens(self.subject.tokenizer) * new // len(piece.keys)
+                refuse_crowded(hidden, missing, "Hide fewer --keys")
             self.subject.read(self.session, piece.text, str(len(self.pieces)))
             self.pieces.append(piece)
+        self.subject.costs.text_repeated = self._lines.repeated
 
     def choose(self) -> list[PlantedKey]:
         """Keys to ask for, from the whole memory."""
@@ -198,9 +214,12 @@ def is_right(key: PlantedKey, answer: Answer) -> bool:
     return answer.text[:DIGITS] == key.digits
 
 
-def _haystack(tokenizer: Any, task: PasskeyTask, words: Sequence[str], window: int) -> Haystack:
-    lines = lines_of(task.file, tokenizer, task.seed)
-    return Haystack(lines, tokenizer, words, window=window, seed=task.seed)
+def _new_keys(tokens: int, keys: int | None, window: int) -> int:
+    """Keys that are newly hidden in so many tokens, at most."""
+    if keys is not None:
+        return keys
+    whole, rest = divmod(max(tokens, 0), PIECE_TOKENS)
+    return HARD_KEYS_PER_WINDOW * (whole * -(-PIECE_TOKENS // window) + -(-rest // window))
 
 
 def _next_pieces(haystack: Haystack, tokens: int, keys: int | None) -> Iterator[Piece]:

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from longfocus.core.records_task import Fact, draw_facts
-from longfocus.evaluation.haystack import DIGITS, draw_names
+from longfocus.evaluation.haystack import DIGITS, draw_names, refuse_few_words
 from longfocus.evaluation.hidden_lines import HiddenLine, hidden_in, ids_of, lines_under
 from longfocus.evaluation.methods import Asked
 from longfocus.evaluation.needles import SPARE_TOKENS, WORDINGS, filled_in, is_in
@@ -64,11 +64,10 @@ class Exam:
 def needle(subject: "Subject", settings: "BenefitSettings", cell: Any, window: int) -> Exam:
     """As many needles as questions, and distractors of other names, anywhere."""
     rng, wording = _generator(cell), WORDINGS[settings.wording]
-    names = draw_names(words_of_names(subject.folder), rng)
-    drawn = [
-        (next(names), "".join(map(str, rng.integers(10, size=DIGITS))))
-        for _ in range(settings.questions + settings.distractors)
-    ]
+    words, hidden = words_of_names(subject.folder), settings.questions + settings.distractors
+    refuse_few_words(words, hidden)
+    names = draw_names(words, rng)
+    drawn = [(next(names), "".join(map(str, rng.integers(10, size=DIGITS)))) for _ in range(hidden)]
     questions = [
         Question(
             filled_in(wording.question, name, ""),
@@ -128,7 +127,9 @@ def _text(
     places = _generator(cell).random(len(lines)).tolist()
     hidden = [HiddenLine(place, line) for place, line in zip(places, lines, strict=True)]
     text = lines_under(settings.text, subject.tokenizer, cell["seed"])
-    return hidden_in(text, hidden, cell["tokens"], window, subject.tokenizer)
+    ids = hidden_in(text, hidden, cell["tokens"], window, subject.tokenizer)
+    subject.costs.text_repeated = text.repeated
+    return ids
 
 
 def _asked(subject: "Subject", question: str, is_continued: bool) -> Asked:

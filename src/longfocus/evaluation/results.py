@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from longfocus.errors import LongFocusError
 from longfocus.evaluation.experiment import Cell, Record, Row
-from longfocus.memory.atomic import whole_file, write_all
+from longfocus.memory.atomic import told_with, whole_file, write_all
 
 CONFIG, RECORDS, METRICS = "config.json", "records.jsonl", "metrics.json"
 LOCK = ".lock"
@@ -33,6 +33,8 @@ class Results:
         self.folder, self.json = folder, json
         self.config: dict[str, Any] = {}
         self.rows: list[Row] = []
+        self.unsaved: list[Row] = []
+        """What was measured and could not be written."""
         if folder is not None:
             _make(folder)
             self._lock = _locked(folder)
@@ -48,7 +50,7 @@ class Results:
             return
         _check_same(self.folder, _read(self.folder / CONFIG), self.config)
         if (self.folder / METRICS).exists():
-            self.rows = list(_read(self.folder / METRICS)["rows"])
+            self.rows = _rows(self.folder / METRICS)
         self._drop_records([cell for cell in cells if not self.has(cell)])
 
     def has(self, cell: Cell) -> bool:
@@ -57,13 +59,16 @@ class Results:
 
     def add(self, cell: Cell, row: Row, records: Sequence[Record]) -> None:
         """Keep what was measured of a cell."""
+        self.unsaved = [row]
         if self.folder is not None:
+            path = self.folder / RECORDS
             lines = "".join(json.dumps({**cell, **record}) + "\n" for record in records)
-            with (self.folder / RECORDS).open("a") as file:
+            with told_with(path), path.open("a") as file:
                 file.write(lines)
                 file.flush()
                 os.fsync(file.fileno())
         self.rows.append(row)
+        self.unsaved = []
         self.write()
 
     def write(self) -> None:
@@ -80,11 +85,19 @@ class Results:
         path = self.folder / RECORDS
         if not path.exists():
             return
-        text = path.read_text()
-        kept = [line for line in text.splitlines(keepends=True) if _is_kept(line, unfinished)]
-        if "".join(kept) != text:
+        with path.open("rb") as file:
+            lines = list(file)
+        # the last line may have been cut; every whole one ends
+        whole = [line for line in lines if line.endswith(b"\n")]
+        records = [_record(path, number, line) for number, line in enumerate(whole, start=1)]
+        kept = [
+            line
+            for line, record in zip(whole, records, strict=True)
+            if not any(_is_of(cell, record) for cell in unfinished)
+        ]
+        if kept != lines:
             with whole_file(path) as descriptor:
-                write_all(descriptor, "".join(kept).encode())
+                write_all(descriptor, b"".join(kept))
 
     @staticmethod
     def _write(path: Path, content: Any) -> None:
@@ -96,9 +109,17 @@ def _is_of(cell: Cell, entries: Record) -> bool:
     return all(name in entries and entries[name] == value for name, value in cell.items())
 
 
-def _is_kept(line: str, unfinished: Sequence[Cell]) -> bool:
-    # the last line may have been cut; every whole one ends
-    return line.endswith("\n") and not any(_is_of(cell, json.loads(line)) for cell in unfinished)
+def _record(path: Path, number: int, line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise LongFocusError(
+            f"Line {number} of {path} is damaged: every line should be a record in JSON. Put back a whole copy of the "
+            "file, or choose another folder for --output."
+        )
+    return record
 
 
 def _make(folder: Path) -> None:
@@ -131,13 +152,27 @@ def _locked(folder: Path) -> FileLock:
     return lock
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise LongFocusError(
-            f"{path} is no file that `longfocus evaluate` wrote. Choose another folder for --output."
-        ) from None
+        found = None
+    if not isinstance(found, dict):
+        raise _no_file_of_ours(path)
+    return found
+
+
+def _rows(path: Path) -> list[Row]:
+    rows = _read(path).get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise _no_file_of_ours(path)
+    return rows
+
+
+def _no_file_of_ours(path: Path) -> LongFocusError:
+    return LongFocusError(
+        f"{path} is no file that `longfocus evaluate` wrote, or is damaged. Choose another folder for --output."
+    )
 
 
 def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

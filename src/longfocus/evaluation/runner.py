@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from longfocus.evaluation.experiment import Cell, Experiment, Settings
-from longfocus.evaluation.given_files import hashes
+from longfocus.evaluation.given_files import file_hash, hashes
 from longfocus.evaluation.memory_options import MemoryOptions
 from longfocus.evaluation.results import Results
+from longfocus.evaluation.source_lines import WORDS_FILE
 from longfocus.evaluation.speed import machine
 from longfocus.evaluation.subject import Subject
 from longfocus.hf.fingerprint import model_fingerprint, tokenizer_fingerprint
@@ -55,6 +56,7 @@ def described(
         **more,
         "settings": settings.to_dict(),
         "files": hashes(settings),
+        "words": file_hash(subject.folder / WORDS_FILE),
         "memory": memory.to_dict(),
         "window_prefix": prefix,
         "focus": focus,

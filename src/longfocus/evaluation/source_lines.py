@@ -3,7 +3,8 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,15 +32,35 @@ class SourceLine(NamedTuple):
     """Tokens of the line together with the newline before it."""
 
 
-def standard_library_lines(tokenizer: Any, seed: int) -> Iterator[SourceLine]:
+class Lines(Iterator[SourceLine]):
+    """Lines without end: a text, and when it ends the same text again."""
+
+    repeated = 0
+    """How many times it began again."""
+
+    def __init__(self, text: Callable[[], Iterable[SourceLine]]) -> None:
+        self._lines = self._all(text)
+
+    def __next__(self) -> SourceLine:
+        return next(self._lines)
+
+    def _all(self, text: Callable[[], Iterable[SourceLine]]) -> Iterator[SourceLine]:
+        for self.repeated in count():
+            yield from text()
+
+
+def standard_library_lines(tokenizer: Any, seed: int) -> Lines:
     """The Python standard library's own source files, in an order drawn from the seed, again and again."""
     root, files = standard_library.folder(), standard_library.source_files()
     order = np.random.default_rng(seed).permutation(len(files))
-    while True:
+
+    def text() -> Iterator[SourceLine]:
         for index in order:
             yield from file_lines(
                 files[index], tokenizer, files[index].relative_to(root).as_posix()
             )
+
+    return Lines(text)
 
 
 def frequent_words(file: Path | None = None) -> list[str]:
@@ -59,25 +80,37 @@ def frequent_words(file: Path | None = None) -> list[str]:
 def words_of_names(folder: Path, file: Path | None = None) -> list[str]:
     """Words for names that the model of a folder has not learned, else the most frequent ones of the text."""
     own = folder / WORDS_FILE
-    return json.loads(own.read_text())["test"] if own.is_file() else frequent_words(file)
+    return _words_in(own) if own.is_file() else frequent_words(file)
 
 
-def lines_of(file: Path | None, tokenizer: Any, seed: int) -> Iterator[SourceLine]:
+def _words_in(path: Path) -> list[str]:
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))["test"]
+    except (ValueError, KeyError, TypeError):
+        words = None
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+        raise LongFocusError(
+            f'{path} is damaged: it should be JSON with a list of words under "test". Put the file of the model back, '
+            "or take it away: names are then made of the most frequent words of the text."
+        )
+    return words
+
+
+def lines_of(file: Path | None, tokenizer: Any, seed: int) -> Lines:
     """Lines without end: of a text file, or of the standard library."""
     if file is None:
         return standard_library_lines(tokenizer, seed)
     return repeated_file_lines(file, tokenizer)
 
 
-def repeated_file_lines(path: Path, tokenizer: Any) -> Iterator[SourceLine]:
+def repeated_file_lines(path: Path, tokenizer: Any) -> Lines:
     """The lines of one text file, from the top again when it ends."""
     lines = list(file_lines(path, tokenizer, path.name))
     if not lines:
         raise LongFocusError(
             f"There is no text in {path}. Give a file that has some lines of text."
         )
-    while True:
-        yield from lines
+    return Lines(lambda: lines)
 
 
 def file_lines(path: Path, tokenizer: Any, name: str) -> Iterator[SourceLine]:

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from longfocus.config import FocusConfig
 from longfocus.errors import LongFocusError
@@ -77,3 +77,8 @@ def _present(pairs: Tensor | None, layer: int) -> Tensor:
             f"The window of layer {layer} is empty. Run the model with this cache first."
         )
     return pairs
+
+
+def may_be_cut(cache: Cache) -> bool:
+    """Whether `cache.crop` takes away exactly what came last; a sliding window has forgotten what was before."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)

@@ -7,6 +7,7 @@ next writer. Several processes may write to one folder at a time, and any number
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,13 +33,17 @@ _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 
 
 @contextmanager
-def whole_file(path: Path, *, replaces: bool = True) -> Iterator[int]:
+def whole_file(path: Path, *, replaces: bool = True, follows_links: bool = True) -> Iterator[int]:
     """A descriptor to write to; the file is at `path` when the block ends, and not at all if it fails.
 
-    Raises LongFocusError, with all that was there before intact, when it cannot be written, or exists and
-    `replaces` is false.
+    Of a symbolic link what it leads to is replaced, or with `follows_links` false the link itself. Raises
+    LongFocusError, with all that was there before intact, when it cannot be written, is a pipe or a device, or exists
+    and `replaces` is false.
     """
     with told_with(path):
+        refuse_special(path)
+        if follows_links:
+            path = Path(os.path.realpath(path))
         _remove_leftovers(path.parent)
         temporary, descriptor = _open_temporary(path.parent)
         try:
@@ -55,6 +60,19 @@ def whole_file(path: Path, *, replaces: bool = True) -> Iterator[int]:
             raise
         finally:
             os.close(descriptor)
+
+
+def refuse_special(path: Path) -> None:
+    """Raise LongFocusError for a pipe, a socket or a device: a file would take its place."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise LongFocusError(
+            f"{path} is a pipe, a socket or a device, and would become a file. Only files can be written: choose a "
+            "name for one, and read it when the command has ended."
+        )
 
 
 def move_new(old: Path, new: Path) -> None:

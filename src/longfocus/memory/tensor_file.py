@@ -53,7 +53,7 @@ def write_tensors(
             f"{path} cannot be written: what it says of itself takes more than {_MAX_HEADER:,} bytes. Shorten the "
             "metadata, or split the text."
         )
-    with whole_file(path, replaces=replaces) as descriptor:
+    with whole_file(path, replaces=replaces, follows_links=False) as descriptor:
         # the header has its final length from the start
         write_all(descriptor, Header(metadata, entries, blank).to_bytes())
         checksums = {}

@@ -49,9 +49,9 @@ def train_code(
     The recipe's CPU minutes are the budget of the model's training; the control then gets as many steps,
     whatever they cost. A finished directory is left as it is.
     """
-    model_is_done = open_output(output, recipe.to_dict())
+    model_is_done = open_output(output, recipe)
     control_recipe = replace(recipe, control=True)
-    if model_is_done and open_output(output / CONTROL, control_recipe.to_dict()):
+    if model_is_done and open_output(output / CONTROL, control_recipe):
         return Outcome("finished", None, [])
     data = prepare_data(output / "data", recipe, prepare)
     files = output / "training"
@@ -68,7 +68,7 @@ def train_code(
     branch = _Branch(trunk.state_dict(), data, found, settings, report)
     outcome = branch.train(recipe, files, output)
     if outcome.ending == "finished":
-        open_output(output / CONTROL, control_recipe.to_dict())
+        open_output(output / CONTROL, control_recipe)
         same_steps = equal_steps(control_recipe, outcome)
         outcome = branch.train(same_steps, files / CONTROL, output / CONTROL)
     return outcome

@@ -51,7 +51,7 @@ def train_dictionary(
     `directory/training` holds the checkpoint, `metrics.jsonl` every step, `training.json` the stages. A finished
     directory is left as it is. After `max_steps` steps training stops; a later call goes on.
     """
-    if open_output(directory, recipe.to_dict()):
+    if open_output(directory, recipe):
         return Outcome("finished", None, [])
     model = make_model(recipe)
     settings = LoopSettings(seed=recipe.seed, cpu_minutes=recipe.cpu_minutes, max_steps=max_steps)

@@ -46,7 +46,7 @@ def train_language(
 
     Several seeds may share `data`. What is finished is left as it is.
     """
-    first(lambda: open_output(output, recipe.to_dict()))
+    first(lambda: open_output(output, recipe))
     data = data or output / DATA_FOLDER
     first(lambda: prepare_language_data(data, recipe, prepare))
     trainings: dict[str, Recipe] = {BASE: recipe.base(data)}

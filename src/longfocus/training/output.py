@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ DATA_FOLDER = "data"
 MAY_CHANGE = ("cpu_minutes",)
 
 
-def open_output(directory: Path, recipe: Mapping[str, Any]) -> bool:
-    """Make `directory` ready for a training by `recipe` and write the recipe; True if it is finished already.
+def open_output(directory: Path, recipe: Any) -> bool:
+    """Make `directory` ready for a training by `recipe`, a dataclass, and write it; True if it is finished already.
 
-    A new or empty directory is taken, one with the same recipe is continued (only `cpu_minutes` may differ).
-    Raises LongFocusError for every other one.
+    A new or empty directory is taken, one with the same recipe is continued. Only `cpu_minutes` may differ, and what
+    an older recipe does not have counts as left at its default. Raises LongFocusError for every other one.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -32,12 +33,12 @@ def open_output(directory: Path, recipe: Mapping[str, Any]) -> bool:
         raise LongFocusError(
             f"The output directory cannot be written to: {directory}. Choose another, or change its rights."
         )
-    wanted = json.loads(json.dumps(dict(recipe)))
+    wanted = _as_written(recipe.to_dict())
     file = directory / RECIPE_FILE
     is_unused = all(entry.name in (DATA_FOLDER, RECIPE_FILE) for entry in directory.iterdir())
     # a first start that failed must not bind the corrected one
     if file.exists() and not is_unused:
-        _check_same(directory, _read(file), wanted)
+        _check_same(directory, {**_defaults(recipe), **_read(file)}, wanted)
     elif not is_unused:
         raise LongFocusError(
             f"The output directory is not empty and holds no {RECIPE_FILE} of a training to go on with: "
@@ -49,6 +50,16 @@ def open_output(directory: Path, recipe: Mapping[str, Any]) -> bool:
     temporary.write_text(json.dumps(wanted, indent=2) + "\n")
     temporary.replace(file)
     return False
+
+
+def _defaults(recipe: Any) -> dict[str, Any]:
+    return _as_written(
+        {own.name: own.default for own in fields(recipe) if own.default is not MISSING}
+    )
+
+
+def _as_written(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(entries)))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def train_recipe(
     """
     processes = start_processes(recipe)
     together(lambda: check_places(recipe, directory))
-    if first(lambda: open_output(directory, recipe.to_dict())):
+    if first(lambda: open_output(directory, recipe)):
         return Ended("finished", None, 0)
     tokenizer = first(lambda: open_tokenizer(recipe, directory, prepare))
     cache = tokens or directory / DATA_FOLDER

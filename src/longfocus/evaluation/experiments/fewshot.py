@@ -2,8 +2,8 @@
 
 As many examples as --tokens holds are demonstrations in memory; the questions are others, each in a window of its own.
 The answer is the likeliest of all labels, or with --free what the model writes. Every seed draws its own questions and
-demonstrations; with one seed a longer memory holds those of a shorter one and more, and the questions are the same.
-Without memory the same questions have no demonstration at all.
+demonstrations; an example with the text of a question is never shown. With one seed a longer memory holds those of a
+shorter one and more, and the questions are the same. Without memory they have no demonstration at all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,8 @@ class FewshotSettings(Settings):
     questions: int = 100
     """Examples that are asked for, drawn from the data; the others may be demonstrations."""
     free: bool = False
-    """Let the model write its answer, instead of choosing the likeliest of all labels."""
+    """Let the model write its answer, instead of choosing the likeliest of all labels. Case and punctuation do not
+    count then, so labels must differ in more."""
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -66,6 +67,9 @@ class _Drawn:
 
     questions: list[Example]
     others: list[Example]
+    """Those that may be shown: none has the text of a question."""
+    dropped: int
+    """So many others have it."""
     labels: list[str]
     """All that occur in the data."""
 
@@ -85,9 +89,10 @@ def records(subject: "Subject", settings: FewshotSettings, cell: Cell) -> Iterat
                 "text": example.text,
                 "labels": list(example.labels),
                 "answer": answer,
-                "is_right": _is_right(example, answer),
-                "is_right_without_memory": _is_right(example, guess),
+                "is_right": _is_right(settings, example, answer),
+                "is_right_without_memory": _is_right(settings, example, guess),
                 "demonstrations": len(shown),
+                "dropped": drawn.dropped,
                 "tokens_read": session.tokens,
                 "choices": None if settings.free else len(drawn.labels),
             }
@@ -95,15 +100,34 @@ def records(subject: "Subject", settings: FewshotSettings, cell: Cell) -> Iterat
 
 def _draw(settings: FewshotSettings, seed: int) -> _Drawn:
     examples = load(settings.data, settings.split, settings.text_field, settings.label_field)
-    if len(examples) <= settings.questions:
-        raise LongFocusError(
-            f"--data {settings.data} has {len(examples)} examples, and {settings.questions} of them are questions. "
-            "Give fewer --questions, so that some are left to be shown."
-        )
+    if settings.free:
+        _refuse_equal_labels(settings.data, examples)
     order = np.random.default_rng(seed).permutation(len(examples))
     mixed = [examples[place] for place in order]
+    questions, rest = mixed[: settings.questions], mixed[settings.questions :]
+    asked = {example.text for example in questions}
+    others = [example for example in rest if example.text not in asked]
+    if not others:
+        raise LongFocusError(
+            f"--data {settings.data} has {len(examples)} examples: {len(questions)} of them are questions, and "
+            f"{len(rest)} have the text of a question. Some must be left to be shown. Give fewer --questions, or data "
+            "with more texts."
+        )
     labels = sorted({example.labels[0] for example in examples})
-    return _Drawn(mixed[: settings.questions], mixed[settings.questions :], labels)
+    return _Drawn(questions, others, len(rest) - len(others), labels)
+
+
+def _refuse_equal_labels(data: str, examples: Sequence[Example]) -> None:
+    """Raise LongFocusError for labels that an answer would be compared with as if they were the same."""
+    known = {"": "no answer at all"}
+    for label in sorted({label for example in examples for label in example.labels}):
+        other = known.setdefault(_plain(label), repr(label))
+        if other != repr(label):
+            raise LongFocusError(
+                f"--free compares answers without case and punctuation. Got the label {label!r} in --data {data}, "
+                f"which is then the same as {other}. Labels must differ in more. Write them alike in the data, or "
+                "leave out --free."
+            )
 
 
 def _demonstrations(
@@ -149,7 +173,9 @@ def _answers(
     ]
 
 
-def _is_right(example: Example, answer: str) -> bool:
+def _is_right(settings: FewshotSettings, example: Example, answer: str) -> bool:
+    if not settings.free:
+        return answer in example.labels
     first = next(iter(answer.strip().splitlines()), "")
     return _plain(first) in set(map(_plain, example.labels))
 
@@ -167,6 +193,7 @@ def row(records: Sequence[Record]) -> Row:
         "questions": len(records),
         "accuracy_without_memory": without["accuracy"],
         "demonstrations": first["demonstrations"],
+        "dropped": first["dropped"],
         "tokens_read": first["tokens_read"],
         **({} if first["choices"] is None else {"choices": first["choices"]}),
     }

@@ -68,6 +68,7 @@ class LayersSettings(Settings):
             "windows": self.windows,
             "max_documents": self.max_documents,
             "choose": 1 if self.choose is None else self.choose,
+            "window": 1 if self.window is None else self.window,
         }
         if wrong := [name for name, value in least.items() if value < 1]:
             told = ", ".join(f"--{name.replace('_', '-')} {least[name]}" for name in wrong)

@@ -9,6 +9,7 @@ hides the lines that the shipped model `code` knows. --needle, --question and --
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from longfocus.evaluation.experiment import (
     Row,
     Settings,
     lengths_and_seeds,
+    refuse_unreadable,
 )
 from longfocus.evaluation.intervals import share
 
@@ -56,8 +58,7 @@ class NeedleSettings(Settings):
                 "--depths and --needles must be at least 1, and --distractors 0 or more. Got "
                 f"{self.depths}, {self.needles} and {self.distractors}."
             )
-        if self.file is not None and not self.file.is_file():
-            raise LongFocusError(f"--file {self.file} is not a file. Give a text in UTF-8.")
+        refuse_unreadable(self.file)
         self._check_texts()
 
     def _check_texts(self) -> None:
@@ -128,6 +129,7 @@ def row(records: Sequence[Record]) -> Row:
     return {
         **share(own["is_right"] for own in records),
         "questions": len(records),
+        "tokens_read": round(fmean(own["tokens_read"] for own in records)),
         "accuracy_without_memory": without["accuracy"],
     }
 

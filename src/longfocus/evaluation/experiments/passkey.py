@@ -11,12 +11,20 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from longfocus.errors import LongFocusError
-from longfocus.evaluation.experiment import Cell, Experiment, Record, Row, Settings
+from longfocus.evaluation.experiment import (
+    Cell,
+    Experiment,
+    Record,
+    Row,
+    Settings,
+    refuse_unreadable,
+)
 from longfocus.evaluation.intervals import share
 
 if TYPE_CHECKING:
@@ -55,8 +63,7 @@ class PasskeySettings(Settings):
             raise LongFocusError(
                 f"--questions and --keys must be at least 1. Got {self.questions} and {self.keys}."
             )
-        if self.file is not None and not self.file.is_file():
-            raise LongFocusError(f"--file {self.file} is not a file. Give a text in UTF-8.")
+        refuse_unreadable(self.file)
 
 
 def records(subject: "Subject", settings: PasskeySettings, cell: Cell) -> Iterator[Record]:
@@ -118,7 +125,7 @@ def _planted_records(subject: "Subject", settings: PasskeySettings, cell: Cell) 
     words = words_of_names(subject.folder, settings.file)
     with subject.session() as session:
         hidden = Hidden(subject, session, task, words)
-        hidden.read(cell["tokens"])
+        hidden.read(cell["tokens"], is_crowded_refused=settings.text == "plain")
         asked = hidden.choose()
         answers = hidden.ask(asked)
         guesses, looks = hidden.guess(asked), hidden.looks(asked, answers)
@@ -143,6 +150,7 @@ def row(records: Sequence[Record]) -> Row:
     return {
         **share(own["is_right"] for own in records),
         "questions": len(records),
+        "tokens_read": round(fmean(own["tokens_read"] for own in records)),
         "accuracy_without_memory": without["accuracy"],
         **({"looked_at_answer": share(looked)["accuracy"]} if looked else {}),
     }

@@ -12,7 +12,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from longfocus.errors import LongFocusError
-from longfocus.evaluation.experiment import Cell, Experiment, Record, Row, Settings
+from longfocus.evaluation.experiment import (
+    Cell,
+    Experiment,
+    Record,
+    Row,
+    Settings,
+    refuse_unreadable,
+)
 from longfocus.evaluation.intervals import share
 
 if TYPE_CHECKING:
@@ -33,8 +40,7 @@ class RetrievalSettings(Settings):
     def __post_init__(self) -> None:
         if self.queries < 1:
             raise LongFocusError(f"--queries must be at least 1. Got {self.queries}.")
-        if self.file is not None and not self.file.is_file():
-            raise LongFocusError(f"--file {self.file} is not a file. Give a text in UTF-8.")
+        refuse_unreadable(self.file)
 
 
 def records(subject: "Subject", settings: RetrievalSettings, cell: Cell) -> Iterator[Record]:

@@ -1,6 +1,7 @@
 """Does it help? Runs of `benefit` in one table: a row for each method of a model, a column for each task and length.
 
-Only what was asked alike stands in one table: the same wording, questions and documents. A cell is the mean over seeds,
+Only what was asked alike stands in one table: the same wording, questions and documents, in texts of the same content,
+with prompts of the same length. A cell is the mean over seeds,
 with the seconds of reading and answering, and the bytes that are kept of the text. Where memory is behind another
 method is said below the table.
 """
@@ -9,7 +10,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
+from longfocus.evaluation.experiment import PLAIN_WINDOW
 from longfocus.evaluation.intervals import wilson
 from longfocus.evaluation.report.groups import Group, Labelled
 from longfocus.evaluation.report.runs import Row
@@ -62,17 +65,22 @@ class _Line:
 
     @property
     def told(self) -> str:
-        is_attached = "--memory-layers" in self.run.run.command.split()
+        words = self.run.run.command.split()
+        is_attached = any(word.partition("=")[0] == "--memory-layers" for word in words)
         return f"{self.method}, not trained" if self.is_memory and is_attached else self.method
 
     @property
     def is_memory(self) -> bool:
         return self.method.startswith("memory")
 
-    def measure(self, column: Column) -> tuple[str, float] | None:
-        """The share of right answers, or the loss: its name and mean."""
+    def seeds(self, column: Column) -> set[object]:
+        return {row["seed"] for row in self.cells.get(column, ()) if "note" not in row}
+
+    def measure(self, column: Column, seeds: set[object]) -> tuple[str, float] | None:
+        """The share of right answers, or the loss: its name and mean over these seeds."""
+        rows = [row for row in self.cells.get(column, ()) if row["seed"] in seeds]
         for name in ("accuracy", "loss"):
-            if found := _numbers(self.cells.get(column, ()), name):
+            if found := _numbers(rows, name):
                 return name, fmean(found)
         return None
 
@@ -81,10 +89,40 @@ def tables(group: Group) -> list[BenefitTable]:
     """None of another experiment."""
     if group.name != NAME:
         return []
-    alike: dict[str, list[Labelled]] = defaultdict(list)
+    alike: dict[tuple[object, ...], list[Labelled]] = defaultdict(list)
     for own in (own for own in group.runs if own.run.rows):
-        alike[_caption(own.run.config["settings"])].append(own)
-    return [_table(caption, runs) for caption, runs in alike.items()]
+        alike[_kind(own.run.config)].append(own)
+    found: list[BenefitTable] = []
+    for runs in alike.values():
+        caption = _caption(runs[0].run.config["settings"])
+        if any(table.caption == caption for table in found):
+            caption += f" (not asked as above: {_kind_told(runs[0].run.config)})"
+        found.append(_table(caption, runs))
+    return found
+
+
+def _kind(config: Mapping[str, Any]) -> tuple[object, ...]:
+    """What runs have in common that were asked alike."""
+    settings = config["settings"]
+    # under this task the longest memory decides on the evaluated windows
+    longest = max(settings["tokens"]) if "loss" in settings.get("tasks", ()) else None
+    texts = tuple(sorted((config.get("files") or {}).items()))
+    return _caption(settings), longest, texts, _texts_told(config), _prompt_of(config)
+
+
+def _kind_told(config: Mapping[str, Any]) -> str:
+    return f"{_texts_told(config)}, tokens up to {max(config['settings']['tokens'])}, prompts of {_prompt_of(config)}"
+
+
+def _texts_told(config: Mapping[str, Any]) -> str:
+    tokenizer = str((config.get("fingerprint") or {}).get("tokenizer", ""))
+    return f"tokenizer {tokenizer[:8]}, words {str(config.get('words'))[:8]}"
+
+
+def _prompt_of(config: Mapping[str, Any]) -> int:
+    """Tokens of a prompt: as asked for, else a window."""
+    window = (config.get("focus") or {}).get("window") or PLAIN_WINDOW
+    return config["settings"].get("budget") or window
 
 
 def _caption(settings: Mapping[str, object]) -> str:
@@ -118,7 +156,7 @@ def _table(caption: str, runs: Sequence[Labelled]) -> BenefitTable:
         ]
         for line in lines
     ]
-    has_memory = any(line.measure(column) for line in lines if line.is_memory for column in columns)
+    has_memory = any(line.seeds(column) for line in lines if line.is_memory for column in columns)
     return BenefitTable(caption, head, rows, _behind(lines, columns), has_memory)
 
 
@@ -171,17 +209,19 @@ def _behind(lines: Sequence[_Line], columns: Sequence[Column]) -> list[str]:
     """Where the best of the other methods is better than a memory."""
     found = []
     for column in columns:
-        others = [line for line in lines if not line.is_memory and line.measure(column)]
         for line in (line for line in lines if line.is_memory):
-            own = line.measure(column)
-            if own is None or not others:
-                continue
-            # a loss is better when it is less
-            best = max(others, key=lambda other: _goodness(other.measure(column)))
-            if _goodness(best.measure(column)) > _goodness(own):
+            # other seeds are other questions
+            others = [
+                (other, other.measure(column, common), line.measure(column, common))
+                for other in lines
+                if not other.is_memory and (common := line.seeds(column) & other.seeds(column))
+            ]
+            behind = [entry for entry in others if _goodness(entry[1]) > _goodness(entry[2])]
+            if behind:
+                best, measure, own = max(behind, key=lambda entry: _goodness(entry[1]))
                 found.append(
                     f"{_column(column)}: {line.model}, {line.told} ({_shown(own)}) is behind {best.model}, "
-                    f"{best.told} ({_shown(best.measure(column))})"
+                    f"{best.told} ({_shown(measure)})"
                 )
     return found
 
@@ -189,6 +229,7 @@ def _behind(lines: Sequence[_Line], columns: Sequence[Column]) -> list[str]:
 def _goodness(measure: tuple[str, float] | None) -> float:
     assert measure is not None
     name, mean = measure
+    # a loss is better when it is less
     return -mean if name == "loss" else mean
 
 

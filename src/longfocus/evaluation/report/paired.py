@@ -12,14 +12,13 @@ from statistics import fmean
 
 from longfocus.evaluation.intervals import mean_over_groups
 from longfocus.evaluation.report.groups import Group, Labelled
+from longfocus.evaluation.report.runs import Row
 from longfocus.evaluation.shown import length
 
 Window = tuple[int, str, int]
 """Seed, document, place."""
 NOTHING = "-"
 """In a cell, where nothing can be compared."""
-Losses = Mapping[int, Mapping[Window, float]]
-"""By tokens in memory."""
 
 
 @dataclass(frozen=True)
@@ -31,83 +30,100 @@ class PairedTable:
     rows: Sequence[Sequence[str]]
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """The losses of a run, or of one of its methods."""
+
+    number: int
+    label: str
+    losses: Mapping[int, Mapping[Window, float]]
+    """By tokens in memory, ascending."""
+    has_others: bool
+    """Whether these are tokens of other documents, beside the own one."""
+
+    @property
+    def longest(self) -> Mapping[Window, float]:
+        """The losses at the greatest length."""
+        return self.losses[max(self.losses)]
+
+    @property
+    def shortest(self) -> int:
+        """The least length with something in memory that may help; where others are in memory, nothing of theirs."""
+        return min(tokens for tokens in self.losses if tokens or self.has_others)
+
+
 def tables(group: Group) -> list[PairedTable]:
     """None where no run has losses."""
-    losses = {own.number: _losses(own) for own in group.runs}
-    runs = [own for own in group.runs if losses[own.number]]
-    found = [_between_lengths(runs, losses)]
-    found += [_between_runs(alike, losses) for alike in _alike(runs, losses)]
+    measured = [found for own in group.runs for found in _measured(own)]
+    of_one_kind: dict[object, list[_Measured]] = defaultdict(list)
+    alike: dict[object, list[_Measured]] = defaultdict(list)
+    for own in measured:
+        of_one_kind[own.has_others, own.shortest].append(own)
+        # the same windows at the same greatest length
+        alike[own.has_others, max(own.losses), frozenset(own.longest)].append(own)
+    found = [_between_lengths(runs) for runs in of_one_kind.values()]
+    found += [_between_runs(runs) for runs in alike.values()]
     return [table for table in found if table is not None]
 
 
-def _losses(own: Labelled) -> Losses:
-    """Those of finished cells."""
-    if not any("loss" in row for row in own.run.rows):
-        return {}
-    finished = {(row["tokens"], row["seed"]) for row in own.run.rows}
-    found: dict[int, dict[Window, float]] = defaultdict(dict)
-    for record in own.run.records():
-        if "place" in record and (record["tokens"], record["seed"]) in finished:
+def _measured(own: Labelled) -> list[_Measured]:
+    """Finished cells; a run of several methods has each of them."""
+    rows = {_cell(row): row for row in own.run.rows if "loss" in row}
+    found: dict[str, dict[int, dict[Window, float]]] = defaultdict(lambda: defaultdict(dict))
+    for record in own.run.records() if rows else ():
+        if "place" in record and _cell(record) in rows:
             window = (record["seed"], record["document"], record["place"])
-            found[record["tokens"]][window] = record["loss"]
-    return dict(sorted(found.items()))
+            found[record.get("method", "")][record["tokens"]][window] = record["loss"]
+    has_others = any(row.get("own_tokens") is not None for row in rows.values())
+    return [
+        _Measured(
+            own.number,
+            f"{own.label}, {method}" if method else own.label,
+            dict(sorted(losses.items())),
+            has_others,
+        )
+        for method, losses in found.items()
+        if has_others or any(losses)
+    ]
 
 
-def _between_lengths(runs: Sequence[Labelled], losses: Mapping[int, Losses]) -> PairedTable | None:
-    """Every length against the shortest with anything in memory."""
-    lengths = sorted({tokens for own in runs for tokens in losses[own.number] if tokens})
-    if len(lengths) < 2:
-        return None
-    shortest, *longer = lengths
+def _cell(entry: Row) -> tuple[object, ...]:
+    return tuple(entry.get(key) for key in ("method", "task", "tokens", "seed"))
+
+
+def _between_lengths(runs: Sequence[_Measured]) -> PairedTable | None:
+    """Every length against the shortest."""
+    shortest = runs[0].shortest
+    longer = sorted({tokens for own in runs for tokens in own.losses if tokens > shortest})
     rows = [
-        [
-            str(own.number),
-            own.label,
-            *(_told(losses[own.number], tokens, losses[own.number], shortest) for tokens in longer),
-        ]
+        [str(own.number), own.label, *(_told(own, tokens, own, shortest) for tokens in longer)]
         for own in runs
     ]
-    rows = [row for row in rows if set(row[2:]) != {NOTHING}]
+    rows = [row for row in rows if set(row[2:]) - {NOTHING}]
     if not rows:
         return None
-    caption = f"Loss of the same windows, less that with {length(shortest)} tokens in memory"
+    least = f"{length(shortest)} tokens" if shortest else "no other documents"
+    caption = f"Loss of the same windows, less that with {least} in memory"
     return PairedTable(caption, ["run", "", *map(length, longer)], rows)
 
 
-def _between_runs(runs: Sequence[Labelled], losses: Mapping[int, Losses]) -> PairedTable | None:
+def _between_runs(runs: Sequence[_Measured]) -> PairedTable | None:
     """Every run against the one with the least loss at their greatest length."""
     if len(runs) < 2:
         return None
-    best = min(runs, key=lambda own: fmean(_longest(losses[own.number]).values()))
-    lengths = sorted(losses[best.number])
+    best = min(runs, key=lambda own: fmean(own.longest.values()))
     rows = [
-        [
-            str(own.number),
-            own.label,
-            *(_told(losses[own.number], tokens, losses[best.number], tokens) for tokens in lengths),
-        ]
+        [str(own.number), own.label, *(_told(own, tokens, best, tokens) for tokens in best.losses)]
         for own in runs
         if own is not best
     ]
     caption = f"Loss of the same windows, less that of run {best.number} ({best.label})"
-    return PairedTable(caption, ["run", "", *map(length, lengths)], rows)
+    return PairedTable(caption, ["run", "", *map(length, best.losses)], rows)
 
 
-def _alike(runs: Sequence[Labelled], losses: Mapping[int, Losses]) -> list[list[Labelled]]:
-    """Runs that have the same greatest length, and there the same windows."""
-    kinds: dict[object, list[Labelled]] = defaultdict(list)
-    for own in runs:
-        kinds[max(losses[own.number]), frozenset(_longest(losses[own.number]))].append(own)
-    return list(kinds.values())
-
-
-def _longest(losses: Losses) -> Mapping[Window, float]:
-    return losses[max(losses)]
-
-
-def _told(one: Losses, tokens: int, other: Losses, other_tokens: int) -> str:
+def _told(one: _Measured, tokens: int, other: _Measured, other_tokens: int) -> str:
     """The mean difference with its interval; nothing for other windows."""
-    left, right = one.get(tokens, {}), other.get(other_tokens, {})
+    left, right = one.losses.get(tokens, {}), other.losses.get(other_tokens, {})
     if not left or left.keys() != right.keys():
         return NOTHING
     windows = sorted(left)

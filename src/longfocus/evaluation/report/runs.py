@@ -144,8 +144,29 @@ def _read(folder: Path) -> Run:
         cells = list(_cells(config["experiment"], config["settings"]))
     except (LongFocusError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise LongFocusError(f"{CONFIG} has settings that make no sense ({error})") from None
+    _check_records(folder / RECORDS)
     waiting = [cell for cell in cells if not any(_is_of(cell, row) for row in rows)]
     return Run(folder, config, rows, len(waiting))
+
+
+def _check_records(path: Path) -> None:
+    """Whatever follows reads them without a look; the last line of a run that was killed may be cut."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n") and not _is_record(line):
+                raise LongFocusError(
+                    f"line {number} of {RECORDS} is damaged: it is no record of a cell"
+                )
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and _is_cell(record)
 
 
 def _is_config(config: Mapping[str, Any]) -> bool:
@@ -161,12 +182,15 @@ def _is_row(row: Any) -> bool:
     """Whether a row has what every row has, and numbers where they are plotted."""
     if not isinstance(row, dict):
         return False
-    is_cell = all(isinstance(row.get(name), int) for name in ("tokens", "seed"))
     numbers = [row.get(name) for name in PLOTTED]
     for ends in (row.get(f"{name}{INTERVAL}") for name in PLOTTED):
         # anything but two ends is no number
         numbers += ends if isinstance(ends, list) and len(ends) == 2 else [ends and str(ends)]
-    return is_cell and all(own is None or isinstance(own, (int, float)) for own in numbers)
+    return _is_cell(row) and all(own is None or isinstance(own, (int, float)) for own in numbers)
+
+
+def _is_cell(entries: Row) -> bool:
+    return all(isinstance(entries.get(name), int) for name in ("tokens", "seed"))
 
 
 def _is_of(cell: Row, row: Row) -> bool:
