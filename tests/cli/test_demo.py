@@ -99,3 +99,6 @@ def test_output_that_cannot_be_written_is_refused_before_the_work(
     assert "cannot be written" in capsys.readouterr().err
     assert cli.main(["demo", "--file", str(tmp_path / "missing.txt")]) == 2
     assert "is not a file" in capsys.readouterr().err
+    (tmp_path / "binary.dat").write_bytes(b"\0\1")
+    assert cli.main(["demo", "--file", str(tmp_path / "binary.dat")]) == 2
+    assert "NUL bytes" in capsys.readouterr().err

@@ -146,19 +146,9 @@ def test_labels_that_differ_in_case_alone_are_chosen_apart(tmp_path: Path) -> No
     assert row["accuracy_without_memory"] < 1
 
 
-@pytest.mark.parametrize(
-    ("labels", "told"),
-    [
-        (["A", "a"], "Got the label 'a' in --data .* the same as 'A'"),
-        (["yes", ["no", "Yes!"]], "Got the label 'yes' in --data .* the same as 'Yes!'"),
-        (["x", "."], r"Got the label '\.' in --data .* the same as no answer at all"),
-    ],
-)
-def test_labels_that_a_written_answer_cannot_tell_apart_are_refused(
-    tmp_path: Path, labels: list[Any], told: str
-) -> None:
-    subject, path = Labelling(), of_labels(tmp_path, ("one", labels[0]), ("two", labels[1]))
-    with pytest.raises(LongFocusError, match=told):
+def test_a_label_that_no_written_answer_can_miss_is_refused(tmp_path: Path) -> None:
+    subject, path = Labelling(), of_labels(tmp_path, ("one", "x"), ("two", "."))
+    with pytest.raises(LongFocusError, match=r"Got the label '\.' in --data"):
         measured(subject, path, questions=1, free=True)
     assert measured(subject, path, questions=1)[0]["choices"] == 2
 

@@ -210,9 +210,10 @@ def _dictionary(
 
 def _check_outputs(arguments: Arguments) -> None:
     """Fail before the work, not after it."""
+    from longfocus.evaluation.experiment import refuse_unreadable
+
     refuse_unwritable(arguments.json, arguments.plot)
-    if arguments.file is not None and not arguments.file.is_file():
-        raise LongFocusError(f"--file {arguments.file} is not a file. Give a text in UTF-8.")
+    refuse_unreadable(arguments.file)
 
 
 def _train(console: "Console") -> tuple[str, str, str]:

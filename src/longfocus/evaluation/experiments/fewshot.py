@@ -45,7 +45,7 @@ class FewshotSettings(Settings):
     """Examples that are asked for, drawn from the data; the others may be demonstrations."""
     free: bool = False
     """Let the model write its answer, instead of choosing the likeliest of all labels. Case and punctuation do not
-    count then, so labels must differ in more."""
+    count then."""
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -101,7 +101,7 @@ def records(subject: "Subject", settings: FewshotSettings, cell: Cell) -> Iterat
 def _draw(settings: FewshotSettings, seed: int) -> _Drawn:
     examples = load(settings.data, settings.split, settings.text_field, settings.label_field)
     if settings.free:
-        _refuse_equal_labels(settings.data, examples)
+        _refuse_empty_labels(settings.data, examples)
     order = np.random.default_rng(seed).permutation(len(examples))
     mixed = [examples[place] for place in order]
     questions, rest = mixed[: settings.questions], mixed[settings.questions :]
@@ -117,16 +117,13 @@ def _draw(settings: FewshotSettings, seed: int) -> _Drawn:
     return _Drawn(questions, others, len(rest) - len(others), labels)
 
 
-def _refuse_equal_labels(data: str, examples: Sequence[Example]) -> None:
-    """Raise LongFocusError for labels that an answer would be compared with as if they were the same."""
-    known = {"": "no answer at all"}
-    for label in sorted({label for example in examples for label in example.labels}):
-        other = known.setdefault(_plain(label), repr(label))
-        if other != repr(label):
+def _refuse_empty_labels(data: str, examples: Sequence[Example]) -> None:
+    """Raise LongFocusError for a label that no answer at all would be equal to."""
+    for label in (label for example in examples for label in example.labels):
+        if not _plain(label):
             raise LongFocusError(
-                f"--free compares answers without case and punctuation. Got the label {label!r} in --data {data}, "
-                f"which is then the same as {other}. Labels must differ in more. Write them alike in the data, or "
-                "leave out --free."
+                f"--free compares answers without case and punctuation. Got the label {label!r} in --data {data}, of "
+                "which nothing is left. Labels need a letter or digit. Leave out --free, or change the data."
             )
 
 
