@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longfocus.cli.tables import length, live_table, table_of
-from longfocus.core import standard_library
 from longfocus.errors import LongFocusError
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ def loss_on_real_text(
 ) -> list[dict[str, Any]]:
     """A table of perplexity by tokens in memory; empty where the user's file is too short."""
     import longfocus
+    from longfocus.core import standard_library
     from longfocus.evaluation.real_text import LONGEST, evaluate_loss
 
     files = standard_library.modules() if file is None else [file]

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def _defaults(recipe: Any) -> dict[str, Any]:
 
 
 def _as_written(entries: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(entries)))
+    # entries may be dataclasses themselves
+    return dict(json.loads(json.dumps(entries, default=asdict)))
 
 
 def _read(file: Path) -> dict[str, Any]:
