@@ -2,8 +2,8 @@
 # Does it help? (docs/evaluation.md, docs/results.md) The shipped model `language` against the same base trained on as many tokens
 # of the same documents without memory: truncated, full context, memory without training, trained memory, BM25.
 #
-# One thread of a 2-core Intel Xeon at 2.6 GHz (AMX), other work on both cores, 2026-11-21: plain_recall 53 processor minutes, ask and
-# predict without a prefix about 30 minutes. The runs with a prefix are not made yet.
+# One thread of a 2-core Intel Xeon at 2.6 GHz (AMX), other work on both cores, 2026-11-21: plain_recall 53 processor minutes, all else
+# about 35 minutes.
 # The same command goes on where it was stopped. Needs what runs/language.sh makes, in $1; results: folders under $2.
 set -eu
 out=${1:-.runs/language} results=${2:-.runs/benefit}
