@@ -1,6 +1,6 @@
 """Imports point left only, and a third-party package has one home (DESIGN section 5).
 
-    errors <- config <- core <- memory <- hf <- inference <- training, evaluation <- cli, serving
+    errors <- config, atomic <- core <- memory <- hf <- inference <- training, evaluation <- cli, serving
 
 Read from the source with `ast`, so imports inside functions and under TYPE_CHECKING count too.
 """
@@ -18,6 +18,7 @@ PACKAGE = SOURCE / "longfocus"
 RANKS = {
     "errors": 0,
     "config": 1,
+    "atomic": 1,
     "core": 2,
     "memory": 3,
     "hf": 4,

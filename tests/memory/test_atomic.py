@@ -11,9 +11,8 @@ import pytest
 from small_documents import small_document
 
 from kills import ends_when_killed_at
-from longfocus import DocumentMemory, LongFocusError
-from longfocus.memory import atomic
-from longfocus.memory.atomic import move_new, whole_file, write_all
+from longfocus import DocumentMemory, LongFocusError, atomic
+from longfocus.atomic import move_new, whole_file, write_all
 from longfocus.memory.library import Library
 
 OLD, NEW = small_document("owl"), small_document("owl", seed=1)

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longfocus.atomic import write_text
 from longfocus.cli.demo_text import loss_on_real_text
-from longfocus.cli.outputs import refuse_unwritable, replacing, write_whole
+from longfocus.cli.outputs import refuse_unwritable
 from longfocus.cli.tables import costs, length, live_table, parse_lengths, percent, table_of
 from longfocus.errors import LongFocusError
 
@@ -75,7 +76,7 @@ def run(arguments: Arguments) -> int | None:
     looked_up = _dictionary(console, longfocus.from_pretrained(dictionary), lengths, arguments.seed)
     found = {"text": text, "passkey": plain, "passkey_hard": hard, "dictionary": looked_up}
     if arguments.json is not None:
-        write_whole(arguments.json, json.dumps(found, indent=1))
+        write_text(arguments.json, json.dumps(found, indent=1))
         console.print(f"Every number: {arguments.json}", soft_wrap=True)
     _plot(console, found, arguments.plot)
     return None
@@ -240,8 +241,7 @@ def _plot(console: "Console", found: dict[str, Any], path: Path) -> None:
     except ImportError:
         console.print("No picture: matplotlib is missing. pip install 'longfocus\\[plot]'")
         return
-    with replacing(path) as part:
-        demo(found, part)
+    demo(found, path)
     console.print(f"Picture: {path.resolve()}", soft_wrap=True)
 
 

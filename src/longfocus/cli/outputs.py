@@ -1,8 +1,6 @@
-"""Files that a command writes when its work is done: refused before it begins, and written whole or not at all."""
+"""Files that a command writes when its work is done, refused before it begins."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from longfocus.errors import LongFocusError
@@ -20,26 +18,3 @@ def refuse_unwritable(*paths: Path | None) -> None:
                 f"{path} cannot be written. Allowed is a file in a folder that exists and may be written to; no folder "
                 "itself, and no pipe or device such as /dev/stdout. Choose another."
             )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new file to write, which takes the place of another when the block ends; of a link, of what it leads to.
-
-    If the block fails, what was there before is left as it was. What `memory/atomic.py` does, without torch.
-    """
-    target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """All of a text or nothing."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")

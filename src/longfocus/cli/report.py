@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from longfocus.cli.outputs import refuse_unwritable, write_whole
+from longfocus.atomic import write_text
+from longfocus.cli.outputs import refuse_unwritable
 from longfocus.errors import LongFocusError, extra
 
 DAMAGED = 2
@@ -45,10 +46,10 @@ def run(arguments: Arguments) -> int | None:
     if arguments.output is not None:
         with extra("plot", "The page of a report"):
             from longfocus.evaluation.report.page import page
-        write_whole(arguments.output, page(of_experiments, found.damaged))
+        write_text(arguments.output, page(of_experiments, found.damaged))
     text = markdown(of_experiments, found.damaged)
     if arguments.markdown is not None:
-        write_whole(arguments.markdown, text)
+        write_text(arguments.markdown, text)
     if arguments.output is None and arguments.markdown is None:
         print(text, end="")
     return DAMAGED if found.damaged else None

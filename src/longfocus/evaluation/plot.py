@@ -8,12 +8,19 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from longfocus.atomic import whole_file
 from longfocus.evaluation.layers_choice import Proposal, masses_by_layer
 from longfocus.evaluation.shown import length
 
 Rows = Sequence[Mapping[str, Any]]
 
 _BLUE, _ORANGE, _GREY = "#0b6fb8", "#d9730d", "#8a8a8a"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    with whole_file(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
+        figure.savefig(file, format="png", dpi=160, metadata={"Software": None})
 
 
 def demo(found: Mapping[str, Rows], path: Path) -> None:
@@ -53,7 +60,7 @@ def demo(found: Mapping[str, Rows], path: Path) -> None:
         for axis, (title, kind, lines) in zip(axes[1:], panels, strict=True):
             _panel(axis, title, found[kind], lines)
         axes[1].set_ylabel("answers right")
-        figure.savefig(path, format="png", dpi=160, metadata={"Software": None})
+        save(figure, path)
 
 
 def _perplexity(axis: Axes, rows: Rows) -> None:
@@ -103,7 +110,7 @@ def layers(rows: Rows, proposal: Proposal, path: Path) -> None:
         heat, curves = figure.subplots(1, 2, width_ratios=(1.1, 1))
         _heads(figure, heat, rows, proposal, numbers)
         _curves(curves, masses, proposal)
-        figure.savefig(path, format="png", dpi=160, metadata={"Software": None})
+        save(figure, path)
 
 
 def _heads(

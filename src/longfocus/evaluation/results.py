@@ -16,9 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from longfocus.atomic import told_with, whole_file, write_all, write_text
 from longfocus.errors import LongFocusError
 from longfocus.evaluation.experiment import Cell, Record, Row
-from longfocus.memory.atomic import told_with, whole_file, write_all
 
 CONFIG, RECORDS, METRICS = "config.json", "records.jsonl", "metrics.json"
 LOCK = ".lock"
@@ -101,8 +101,7 @@ class Results:
 
     @staticmethod
     def _write(path: Path, content: Any) -> None:
-        with whole_file(path) as descriptor:
-            write_all(descriptor, (json.dumps(content, indent=1) + "\n").encode())
+        write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _is_of(cell: Cell, entries: Record) -> bool:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from longfocus.atomic import told_with, write_all
 from longfocus.errors import LongFocusError
-from longfocus.memory.atomic import told_with, write_all
 from longfocus.memory.header import canonical
 
 Pairs = Mapping[int, tuple[Tensor, Tensor]]

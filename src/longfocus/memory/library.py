@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
+from longfocus.atomic import move_new, sync_folder, told_with
 from longfocus.errors import LongFocusError
-from longfocus.memory.atomic import move_new, sync_folder, told_with
 from longfocus.memory.document import DocumentMemory
 
 SUFFIX = ".safetensors"

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longfocus.atomic import whole_file, write_all
 from longfocus.errors import LongFocusError
-from longfocus.memory.atomic import whole_file, write_all
 from longfocus.memory.header import (
     BLOCK_BYTES,
     DTYPES,

@@ -16,6 +16,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    from longfocus.evaluation.plot import save
+
     panels = (
         ("Reading: tokens per second", lines(rows, "reading", lambda n, s: n / s)),
         ("Decoding: milliseconds per token", lines(rows, "decoding", lambda n, s: 1000 * s)),
@@ -38,7 +40,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
             if found:
                 axis.legend(frameon=False, fontsize=7)
-        figure.savefig(path, format="png", dpi=160, metadata={"Software": None})
+        save(figure, path)
 
 
 def lines(rows: Sequence[Row], what: str, value: Value) -> list[Line]:

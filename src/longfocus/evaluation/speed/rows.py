@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from longfocus.atomic import write_text
 from longfocus.errors import LongFocusError
 
 
@@ -86,10 +87,7 @@ class Report:
         }
 
     def write(self, path: Path) -> None:
-        from longfocus.memory.atomic import whole_file, write_all
-
-        with whole_file(path) as descriptor:
-            write_all(descriptor, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def take_over(self, path: Path) -> None:
         """Take the finished measurements of an earlier run of the same settings on the same machine."""

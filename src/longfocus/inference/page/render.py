@@ -12,6 +12,7 @@ page can still be read.
 from collections.abc import Sequence
 from pathlib import Path
 
+from longfocus.atomic import write_text
 from longfocus.inference.page.heat import LEVELS, Passage, Stretch
 from longfocus.inference.page.html import (
     ODD_CHARACTERS,
@@ -29,7 +30,6 @@ from longfocus.inference.page.html import (
 )
 from longfocus.inference.page.input import AnswerPage, AnswerToken, Looked, PageDocument
 from longfocus.inference.page.view import DocumentView, Look, PageView, view
-from longfocus.memory.atomic import whole_file, write_all
 
 __all__ = ["AnswerPage", "AnswerToken", "Looked", "PageDocument", "render_page", "write_page"]
 
@@ -47,9 +47,7 @@ STRIPS = (
 
 def write_page(path: Path, page: AnswerPage, *, max_text_characters: int = 20_000_000) -> None:
     """Write `render_page` to a file, whole or not at all. Raises LongFocusError if it cannot be written."""
-    rendered = render_page(page, max_text_characters=max_text_characters).encode()
-    with whole_file(path) as descriptor:
-        write_all(descriptor, rendered)
+    write_text(path, render_page(page, max_text_characters=max_text_characters))
 
 
 def render_page(page: AnswerPage, *, max_text_characters: int = 20_000_000) -> str:

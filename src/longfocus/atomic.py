@@ -1,7 +1,7 @@
 """Files that appear whole or not at all: a temporary file, fsync, one rename.
 
 Whatever kills a process, a file that is there is complete, and what it left half-written is found and removed by the
-next writer. Several processes may write to one folder at a time, and any number may read.
+next writer. Several processes may write to one folder at a time, and any number may read. Imports no torch.
 """
 
 import errno
@@ -122,6 +122,12 @@ def write_all(descriptor: int, data: memoryview | bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def write_text(path: Path, text: str) -> None:
+    """All of a text, in UTF-8, or nothing; errors as `whole_file`."""
+    with whole_file(path) as descriptor:
+        write_all(descriptor, text.encode())
 
 
 def sync_folder(folder: Path) -> None:
