@@ -87,12 +87,16 @@ def test_what_cannot_be_evaluated_is_refused(run: Any, words: tuple[str, ...], t
     assert told in said.err
 
 
-def test_texts_need_a_tokenizer_and_token_ids_do_not(run: Any) -> None:
+def test_texts_need_a_tokenizer(run: Any) -> None:
     assert "has no tokenizer" in run(*PASSKEY, "--model", "dictionary").err
+
+
+def test_the_dictionary_needs_no_tokenizer_and_has_a_model_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words = ("--tokens", "1K", "--questions", "25", "--whole-answers", "2")
-    said = run("evaluate", "dictionary", *words, "--model", "dictionary")
-    assert said.code == 0, said.err
-    assert "100.0%" in said.out
+    assert cli.main(["evaluate", "dictionary", *words]) == 0
+    assert "100.0%" in capsys.readouterr().out
 
 
 def test_the_list_of_evaluations_loads_no_model(capsys: pytest.CaptureFixture[str]) -> None:

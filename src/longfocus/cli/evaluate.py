@@ -46,13 +46,18 @@ def _subcommand(name: str) -> tuple[type, Callable[[Any], int | None]]:
     chosen = experiment(name)
     arguments = make_dataclass(
         f"{name.capitalize()}Arguments",
-        _of_layers() if chosen.attaches else [],
+        [*_of_model(chosen), *(_of_layers() if chosen.attaches else [])],
         bases=(_Options, chosen.settings),
         namespace={"__doc__": sys.modules[chosen.settings.__module__].__doc__},
         frozen=True,
         kw_only=True,
     )
     return arguments, lambda given: _run(name, chosen, given)
+
+
+def _of_model(chosen: Experiment) -> list[tuple[str, Any, Any]]:
+    """--model with a default, where a shipped model knows the experiment."""
+    return [] if chosen.model is None else [("model", str, field(default=chosen.model))]
 
 
 def _of_layers() -> list[tuple[str, Any, Any]]:

@@ -139,9 +139,11 @@ def refuse_missing_folder(model: str) -> None:
     """A path that is not there would be looked for on the hub, for long."""
     looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_like_path and not Path(model).exists():
+        from longfocus.hf.pretrained import shipped_models
+
         raise LongFocusError(
             f"There is no folder {model}. Give the folder of a model, a hub id (OWNER/NAME), or a shipped model: "
-            "code, dictionary."
+            f"{', '.join(shipped_models())}."
         )
 
 

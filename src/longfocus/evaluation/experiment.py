@@ -93,6 +93,8 @@ class Experiment:
     cells: Callable[[Any], Iterable[Cell]] = lengths_and_seeds
     has_texts: bool = True
     """Whether it needs a tokenizer."""
+    model: str | None = None
+    """The shipped model that knows it, measured where no other is named."""
     needs_memory: bool = True
     """Whether the model must have a memory."""
     attaches: bool = False

@@ -25,8 +25,8 @@ def from_pretrained(path: str | Path, *, verify: bool = True, **kwargs: Any) -> 
     """Load a model with its memory attached, in eval mode.
 
     `path` is a folder or hub id of a model saved with memory attached (`save_pretrained`) or of a published LongLLaMA
-    checkpoint, or the name of a shipped model: "dictionary", "code". `kwargs` go to the library's `from_pretrained`
-    (dtype, device_map, config, ...). Raises LongFocusError if the checkpoint has no memory.
+    checkpoint, or the name of a shipped model: "dictionary", "code", "language". `kwargs` go to the library's
+    `from_pretrained` (dtype, device_map, config, ...). Raises LongFocusError if the checkpoint has no memory.
     """
     place = resolve(path)
     config = kwargs.pop("config", None) or _config(place, kwargs)
@@ -55,6 +55,11 @@ def tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
     found = AutoTokenizer.from_pretrained(place, **kwargs)
     assert isinstance(found, PreTrainedTokenizerBase)
     return found
+
+
+def shipped_models() -> list[str]:
+    """Names that `from_pretrained` knows."""
+    return sorted(place.parent.name for place in _SHIPPED.glob("*/config.json"))
 
 
 def resolve(path: str | Path) -> str:
@@ -89,7 +94,7 @@ def read_config(path: str | Path, **hub: Any) -> PreTrainedConfig:
     except OSError as error:
         raise LongFocusError(
             f"No model found at {place!r}: {error}\nGive a folder with config.json, a hub id, or one of the shipped "
-            f"models: {', '.join(sorted(p.name for p in _SHIPPED.glob('*')))}."
+            f"models: {', '.join(shipped_models())}."
         ) from error
     if written.get("model_type") == longllama.MODEL_TYPE:
         llama, focus = longllama.to_llama(written)

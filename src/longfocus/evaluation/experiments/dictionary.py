@@ -87,4 +87,6 @@ def row(records: Sequence[Record]) -> Row:
     }
 
 
-EXPERIMENT = Experiment(settings=DictionarySettings, records=records, row=row, has_texts=False)
+EXPERIMENT = Experiment(
+    settings=DictionarySettings, records=records, row=row, has_texts=False, model="dictionary"
+)
