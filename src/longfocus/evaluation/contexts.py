@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 RECIPE_FILE, TRANSFORMER_XL = "recipe.json", "transformer_xl"
 
 
-class Context(Protocol):
+class Predicts(Protocol):
+    """A model, with something before it."""
+
+    def logits(self, window: Int[Tensor, " tokens"]) -> Tensor:
+        """What follows each token of a window `[tokens, vocabulary]`."""
+
+
+class Context(Predicts, Protocol):
     """What a model has before it when it comes to a window."""
 
     def read(self, ids: Int[Tensor, " tokens"]) -> None:
@@ -40,9 +47,6 @@ class Context(Protocol):
 
     def forget(self) -> None:
         """Take back the text that was read last."""
-
-    def logits(self, window: Int[Tensor, " tokens"]) -> Tensor:
-        """What follows each token of the window `[tokens, vocabulary]`."""
 
 
 @contextmanager
@@ -70,7 +74,7 @@ def holding(context: Context, ids: Int[Tensor, " tokens"]) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def mean_loss(context: Context, window: Int[Tensor, " tokens"]) -> float:
+def mean_loss(context: Predicts, window: Int[Tensor, " tokens"]) -> float:
     """Of all tokens of the window but the first."""
     logits = context.logits(window)[:-1]
     return functional.cross_entropy(logits.float(), window[1:].to(logits.device)).item()

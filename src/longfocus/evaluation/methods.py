@@ -52,22 +52,6 @@ class Asked(NamedTuple):
     """What is looked for."""
 
 
-class Held:
-    """A text before questions, or before tokens to be predicted."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens: list[int] = []
-        """Of every prompt so far."""
-
-    def answers(self, questions: Sequence[Asked], room: int) -> list[str]:
-        """What the model writes behind every question, in so many tokens."""
-        raise NotImplementedError
-
-    def logits(self, window: Int[Tensor, " tokens"]) -> Tensor:
-        """What follows each token of a window `[tokens, vocabulary]`."""
-        raise NotImplementedError
-
-
 def text_room(budget: Budget, questions: Sequence[Asked], answer: int) -> int:
     """Tokens of the text that a prompt has room for, beside any of the questions and an answer of so many tokens.
 
@@ -90,7 +74,7 @@ def before_questions(
     text: Int[Tensor, " tokens"],
     head: Sequence[int],
     room: int,
-) -> Iterator[Held]:
+) -> Iterator["_Asked | _Whole"]:
     """A text held for questions, whose prompts have room for so many tokens of it, and begin with `head`.
 
     What holding it takes counts as reading, and what is kept of it as bytes of memory.
@@ -116,7 +100,7 @@ def before_window(
     budget: Budget,
     text: Int[Tensor, " tokens"],
     evaluated: int,
-) -> Iterator[Held]:
+) -> Iterator["_Predicted | _Whole"]:
     """A text held for the tokens directly behind it, of which so many are to be predicted.
 
     Its last tokens are what `bm25` looks for: half of the room for text is theirs.
@@ -172,7 +156,7 @@ def _before(method: str, subject: "Subject", budget: Budget, text: Tensor) -> Be
     return lambda room, query: index.best(query, room)
 
 
-class _Asked(Held):
+class _Asked:
     """Questions with a prompt of their own each, within the budget."""
 
     def __init__(
@@ -184,7 +168,8 @@ class _Asked(Held):
         near: Tensor,
         room: int,
     ) -> None:
-        super().__init__()
+        self.prompt_tokens: list[int] = []
+        """Of every prompt so far."""
         self.subject, self.session, self.budget = subject, session, budget
         self.before, self.near, self.room = before, near.tolist(), room
 
@@ -210,13 +195,14 @@ class _Asked(Held):
         return [answer.text for answer in answers]
 
 
-class _Predicted(Held):
+class _Predicted:
     """A window with what stands in it before the tokens that are predicted."""
 
     def __init__(
         self, subject: "Subject", budget: Budget, before: Before, context: Any, near: Tensor
     ) -> None:
-        super().__init__()
+        self.prompt_tokens: list[int] = []
+        """Of every prompt so far."""
         self.subject, self.budget, self.before = subject, budget, before
         self.context, self.near = context, near
 
@@ -230,13 +216,14 @@ class _Predicted(Held):
         return self.context.logits(ids)[-len(window) :]
 
 
-class _Whole(Held):
+class _Whole:
     """All of the text in the prompt; a model with a memory has it all in one window. It is run through once."""
 
     def __init__(
         self, subject: "Subject", budget: Budget, text: Tensor, head: Sequence[int]
     ) -> None:
-        super().__init__()
+        self.prompt_tokens: list[int] = []
+        """Of every prompt so far."""
         self.subject, self.shared = subject, [*head, *text.tolist()]
         model = subject.model
         if subject.has_memory:

@@ -180,9 +180,7 @@ def _loss(
     from longfocus.evaluation.methods import before_window
 
     with before_window(method, subject, budget, text, len(window)) as held:
-        # a context that has been read into
-        context: Any = held
-        return mean_loss(context, window), held.prompt_tokens[0]
+        return mean_loss(held, window), held.prompt_tokens[0]
 
 
 def _evaluated(settings: BenefitSettings, budget: Any) -> int:
