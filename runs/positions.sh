@@ -61,11 +61,18 @@ short="--window 256 --batch-size 64" long="--window 1024 --batch-size 16" own=
 for n in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do own="$own 1/16($n,0)"; done
 
 language start "$language/base" --method plain $short --weights 1 1 --max-steps 40
+# it may have rows of 4,096 tokens, but has seen windows of 256 only: that is what scaling begins at
+mkdir -p "$out/language/start_256"
+cp "$out"/language/start/*.* "$out/language/start_256"
+sed 's/"max_position_embeddings": 4096/"max_position_embeddings": 256/' "$out/language/start/config.json" \
+    > "$out/language/start_256/config.json"
 start="$out/language/start"
 for positions in none window_start; do
     variant $positions "" --positions $positions $short --contexts "published(packing=16)" \
         --d "8 until step 12 then 16,31,63"
 done
+variant unscaled "" --positions window_start $long --contexts "published(packing=4)" --d "2 until step 12 then 4,7,15"
+start="$out/language/start_256"
 for scaling in linear yarn dynamic; do
     variant $scaling "--rope-scaling $scaling:4" --positions window_start $long --contexts "published(packing=4)" \
         --d "2 until step 12 then 4,7,15"
