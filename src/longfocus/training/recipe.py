@@ -66,7 +66,8 @@ class Recipe:
     reach: int | None = None
     """real_memory: tokens that a row remembers; left out: 32 windows."""
     rope_scaling: str | None = None
-    """Scaled positions such as linear:4, dynamic:2 or yarn:4, for windows longer than the model's positions."""
+    """Scaled positions such as linear:4, dynamic:2 or yarn:4, for windows longer than the model's positions: those that
+    its config.json names (max_position_embeddings). If it has seen fewer, change the number there first."""
 
     batch_size: int = 8
     """Windows per micro-batch and process."""
