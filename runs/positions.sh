@@ -50,12 +50,12 @@ variant() {
     language $name "$start" --weights 1 1 --memory-layers 2 --temperature-rate 5 --max-steps 60 $scaled "$@"
     longfocus evaluate perplexity --model "$out/language/$name" --data "$language/data/held_out" --tokens 0 512 4K 16K \
         --windows 1 --max-documents 200 --evaluated 256 --output "$out/results/perplexity_$name"
-    # then pass keys, which 60 steps do not teach: scores twice as large, and more recall documents
+    # then pass keys, which 60 steps do not teach: scores twice as large, and more recall documents. One key in each text
     recall=${name}_recall
     language $recall "$out/language/$name" --weights 1 3 --temperature-rate 5 --sharpen 2 --seed 2 --max-steps 120 "$@"
     cp "$language/data/passkey_words.json" "$out/language/$recall/"
-    longfocus evaluate passkey --model "$out/language/$recall" --text plain --tokens 4K 16K 64K --seeds 21 \
-        --output "$out/results/passkey_$recall"
+    longfocus evaluate passkey --model "$out/language/$recall" --text plain --keys 1 --tokens 1K 4K 16K 64K \
+        --seeds $(seq 21 60) --output "$out/results/passkey_$recall"
 }
 short="--window 256 --batch-size 64" long="--window 1024 --batch-size 16" own=
 for n in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do own="$own 1/16($n,0)"; done
