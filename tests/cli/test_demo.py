@@ -20,6 +20,7 @@ def demo(folder: Path, *options: str) -> dict:
     return json.loads((folder / "out.json").read_text())
 
 
+@pytest.mark.long
 def test_the_demo_finds_what_it_hid_and_the_plain_model_does_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

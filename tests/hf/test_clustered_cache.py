@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 import longfocus
 from families import tiny_model
+from long import mostly_long
 from longfocus import FocusCache
 from longfocus.hf.cache_state import cache_state, restore_cache
 from longfocus.memory import clustered, sorting, store
@@ -67,7 +68,7 @@ WAYS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("length", [6, 50])
+@pytest.mark.parametrize("length", mostly_long([6, 50], 50))
 @pytest.mark.parametrize(("padding", "settings"), WAYS.values(), ids=WAYS)
 def test_generation_equals_that_of_a_dense_memory(
     model: PreTrainedModel, padding: tuple[int, ...], settings: dict[str, Any], length: int
@@ -101,7 +102,7 @@ def test_answers_that_are_drawn_equal_those_of_a_dense_memory(model: PreTrainedM
     assert sorted_pairs(found[0].past_key_values) >= WINDOW
 
 
-@pytest.mark.parametrize("length", [5, 12, 30])
+@pytest.mark.parametrize("length", mostly_long([5, 12, 30], 12))
 def test_assisted_decoding_equals_greedy_decoding(model: PreTrainedModel, length: int) -> None:
     assistant = perturbed(tiny_model(ENTRY), 0.03)
     assistant.generation_config.num_assistant_tokens = 4

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 import longfocus
 from families import FAMILIES, Family
+from long import mostly_long
 from longfocus.hf.attachment import Attachment
 from longfocus.inference import reader
 
@@ -45,7 +46,7 @@ def counted(model: PreTrainedModel) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("positions", ["window_start", "none", "true"])
+@pytest.mark.parametrize("positions", mostly_long(["window_start", "none", "true"], "window_start"))
 @every_family
 def test_ending_early_changes_no_bit_of_logits_memories_and_generations(
     entry: Family, positions: str, monkeypatch: pytest.MonkeyPatch

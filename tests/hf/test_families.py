@@ -15,13 +15,20 @@ from transformers import PreTrainedModel
 
 import longfocus
 from families import FAMILIES, Family, family, tiny_model
+from long import mostly_long
 from oracle import Memory, attention_modules
 
 every_family = pytest.mark.parametrize("entry", FAMILIES, ids=lambda entry: entry.name)
 every_position = pytest.mark.parametrize("positions", ["window_start", "none"])
 every_implementation = pytest.mark.parametrize(
     ("entry", "attention"),
-    [pytest.param(e, name, id=f"{e.name}-{name}") for e in FAMILIES for name in e.attention],
+    [
+        pytest.param(
+            e, name, id=f"{e.name}-{name}", marks=[] if name == e.attention[0] else pytest.mark.long
+        )
+        for e in FAMILIES
+        for name in e.attention
+    ],
 )
 
 # Logits have a standard deviation of about 3.
@@ -91,7 +98,7 @@ def test_long_padded_input_equals_the_oracle(entry: Family, attention: str, posi
 
 
 @every_position
-@pytest.mark.parametrize("top_k", [3, 1000])
+@pytest.mark.parametrize("top_k", mostly_long([3, 1000], 3))
 @every_family
 def test_top_k_of_the_memory_equals_the_oracle(entry: Family, top_k: int, positions: str) -> None:
     model = attached(entry, dtype=torch.float64, positions=positions, search="exact", top_k=top_k)

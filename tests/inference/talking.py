@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
+from long import mostly_long
 from longfocus import Session
 from small import TEXT, WINDOW, byte_tokenizer, small_model
 
 LONG = 3 * WINDOW
 SAID = ["Who has it?", "The owl, or the eleven others?", "!", "And now something longer. " * 3]
-every_memory = pytest.mark.parametrize("layers", [(1,), (0, 2)], ids=str)
+every_memory = pytest.mark.parametrize("layers", mostly_long([(1,), (0, 2)], (0, 2)), ids=str)
 every_positions = pytest.mark.parametrize("positions", ["window_start", "none", "true"])
 
 

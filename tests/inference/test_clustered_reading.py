@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from long import mostly_long
 from longfocus import DocumentMemory, Session
 from longfocus.inference import reader
 from longfocus.memory import clustered, sorting, store
@@ -15,7 +16,7 @@ from longfocus.memory.sorting import in_order
 from small import WINDOW, byte_tokenizer, small_model
 
 TEXT = "The owl has nine keys, and the door has none. " * 9
-every_memory = pytest.mark.parametrize("layers", [(1,), (0, 2)], ids=str)
+every_memory = pytest.mark.parametrize("layers", mostly_long([(1,), (0, 2)], (0, 2)), ids=str)
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,14 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import longfocus
+from long import mostly_long
 from longfocus import LongFocusError
 from longfocus.inference import reader, source
 from longfocus.inference import session as session_module
 from longfocus.memory import store
 from small import TEXT, assert_same_pairs, byte_tokenizer, keys, session, small_model
 
-every_memory = pytest.mark.parametrize("layers", [(1,), (0, 1)], ids=str)
+every_memory = pytest.mark.parametrize("layers", mostly_long([(1,), (0, 1)], (0, 1)), ids=str)
 
 
 @pytest.fixture(autouse=True)

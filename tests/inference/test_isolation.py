@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from long import mostly_long
 from longfocus import DocumentMemory, FocusCache, Library, LongFocusError, Session
 from longfocus.inference.source import together
 from longfocus.memory import Part
@@ -20,7 +21,7 @@ QUESTIONS = ["Who?", "What is the owl's 42nd key, and where did it see it?"]
 """One that fits its window, and one that does not."""
 TEXTS = {"owl": TEXT, "backwards": TEXT[::-1], "short": "abc", "middle": TEXT[20:90]}
 EXACT = {"search": "exact", "top_k": 5}
-every_memory = pytest.mark.parametrize("layers", [(1,), (0, 2)], ids=str)
+every_memory = pytest.mark.parametrize("layers", mostly_long([(1,), (0, 2)], (0, 2)), ids=str)
 every_combination = pytest.mark.parametrize(
     ("layers", "search"), [((1,), {}), ((0, 2), EXACT)], ids=["one, dense", "two, exact"]
 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import longfocus
+from long import mostly_long
 from longfocus.hf.attachment import Attachment
 from longfocus.memory import Part
 from longfocus.memory.sorting import in_order
@@ -24,7 +25,7 @@ from small import (
     small_model,
 )
 
-every_memory = pytest.mark.parametrize("layers", [(1,), (0, 1)], ids=str)
+every_memory = pytest.mark.parametrize("layers", mostly_long([(1,), (0, 1)], (0, 1)), ids=str)
 every_position = pytest.mark.parametrize("positions", ["window_start", "none"])
 
 

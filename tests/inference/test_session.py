@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 import longfocus
+from long import mostly_long
 from longfocus import LongFocusError, Session
 from small import (
     TEXT,
@@ -26,7 +27,7 @@ ROOM = 64
 GREEDY = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0}
 
 every_position = pytest.mark.parametrize("positions", ["window_start", "none"])
-every_memory = pytest.mark.parametrize("layers", [(1,), (0, 2)], ids=str)
+every_memory = pytest.mark.parametrize("layers", mostly_long([(1,), (0, 2)], (0, 2)), ids=str)
 
 
 def told(layers: tuple[int, ...] = (1,), **settings: Any) -> Session:

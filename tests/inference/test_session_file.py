@@ -8,6 +8,7 @@ import torch
 from talking import SAID, chatting, every_memory, every_positions, talk
 
 import longfocus
+from long import mostly_long
 from longfocus import LongFocusError, Session
 from longfocus.memory.tensor_file import TensorFile, write_tensors
 from small import TEXT, byte_tokenizer, small_model
@@ -140,7 +141,7 @@ ALTERED = {
 }
 
 
-@pytest.mark.parametrize("what", ALTERED)
+@pytest.mark.parametrize("what", mostly_long(ALTERED, "length"))
 def test_a_state_that_makes_no_sense_is_refused(what: str, tmp_path: Path) -> None:
     own = chatting()
     talk(own, SAID[:2])
@@ -155,7 +156,7 @@ def test_a_state_that_makes_no_sense_is_refused(what: str, tmp_path: Path) -> No
         Session.load(tmp_path / "t", own.model, own.tokenizer)
 
 
-@pytest.mark.parametrize("what", ["nan", "shape", "missing", "unknown", "ids"])
+@pytest.mark.parametrize("what", mostly_long(["nan", "shape", "missing", "unknown", "ids"], "nan"))
 def test_tensors_that_fit_no_conversation_are_refused(what: str, tmp_path: Path) -> None:
     own = chatting()
     talk(own, SAID[:2])

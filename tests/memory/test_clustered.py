@@ -9,6 +9,7 @@ import torch
 from sources import ROWS, Together, plain
 from torch import Tensor
 
+from long import mostly_long
 from longfocus.core.attention import Partial
 from longfocus.memory import Part, clustered, dense
 from longfocus.memory.audit import Audit, Width
@@ -138,7 +139,7 @@ def close(found: Partial, wanted: Partial, tolerance: float) -> None:
 
 @every_type
 @every_memory
-@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("softcap", mostly_long([None, 1.5], 1.5))
 def test_a_search_is_attention_over_the_best_clusters(
     memory: Memory, dtype: torch.dtype, tolerance: float, softcap: float | None
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from fitting import WINDOW, crossbatch, losses, rows, run, same_weights, tiny_model
 from torch.nn import functional
 
+from long import mostly_long
 from longfocus.core.additional import AdditionalContexts
 from longfocus.errors import LongFocusError
 from longfocus.training import checkpoints
@@ -47,7 +48,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_long(KINDS, "crossbatch", "gate"))
 def test_a_stopped_and_resumed_run_has_the_losses_and_weights_of_one_that_was_not(
     kind: str, tmp_path: Path
 ) -> None:
