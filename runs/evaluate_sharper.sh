@@ -10,8 +10,7 @@ export OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1
 
 for factor in 1.5 2 3; do
     sharper="$models/fot_times_$factor"
-    if [ ! -e "$sharper/config.json" ]; then
-        python - "$models/fot" "$sharper" "$factor" <<'END'
+    python - "$models/fot" "$sharper" "$factor" <<'END'
 import sys
 import longfocus
 from longfocus.training.temperature import sharpen
@@ -20,7 +19,6 @@ sharpen(model, float(sys.argv[3]))
 model.save_pretrained(sys.argv[2])
 longfocus.tokenizer(sys.argv[1]).save_pretrained(sys.argv[2])
 END
-    fi
     longfocus evaluate perplexity --model "$sharper" --data "$models/data/held_out" --max-documents 40 --documents multi --own 2K \
         --tokens 0 4K 16K 64K --windows 1 --output "$results/multi_fot_times_$factor"
 done

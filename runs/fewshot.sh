@@ -30,4 +30,3 @@ END
 
 longfocus evaluate fewshot --model language --data "$out/lines.jsonl" --tokens 1K 4K 16K 64K --seeds 1 2 3 4 5 \
     --questions 200 --output "$out/language"
-
