@@ -5,9 +5,11 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 from fitting import losses, run, same_weights, tiny_model
 
+from longfocus.training import optimizers
 from longfocus.training.optimizers import Joined, divided, muon_and_adamw
 from longfocus.training.trainer import TrainingStep
 
@@ -98,3 +100,22 @@ def test_muon_and_its_temperature_rate_change_what_is_learnt(tmp_path: Path) -> 
     assert moved[2] > 3 * moved[1] > 0
     matrices = [model.model.layers[0].mlp.up_proj.weight for model in models]
     assert not torch.equal(matrices[0], matrices[1])
+
+
+@pytest.mark.parametrize(("is_fast", "tolerance"), [(False, 1e-5), (True, 2e-2)])
+def test_muon_computes_in_float32_where_the_processor_is_slow_with_bfloat16(
+    is_fast: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimizers, "multiplies", lambda dtype: is_fast)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.zeros(12, 20, requires_grad=True)
+    weight.grad = torch.randn(12, 20, generator=generator)
+    optimizers.Muon([weight], lr=1.0, momentum=0.0, nesterov=False, weight_decay=0.0).step()
+    # Newton-Schulz as published with Muon (Jordan et al. 2024), in float64
+    expected = weight.grad.double() / weight.grad.double().norm()
+    for _ in range(5):
+        square = expected @ expected.T
+        expected = 3.4445 * expected + (-4.7750 * square + 2.0315 * square @ square) @ expected
+    difference = (weight.detach().double() + expected).abs().max().item()
+    assert difference < tolerance
+    assert is_fast == (difference > 1e-4)

@@ -29,7 +29,7 @@ class ModelOptions:
     positions: Positions = "window_start"
     """Rotary encoding in memory layers, for a model that was saved without memory."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number type of the weights; auto: that of the checkpoint."""
+    """Number type of the weights; auto: that of the checkpoint, or float32 on a CPU that is slow with its 16 bits."""
     device: str | None = None
     """Such as cuda; the default is the first GPU if there is one, else the CPU."""
     window_prefix: str | None = None
@@ -93,12 +93,15 @@ def load_model(options: ModelOptions, *, needs_memory: bool = True) -> Any:
 
     import longfocus
     from longfocus.hf.pretrained import read_config, resolve
+    from longfocus.hf.widened import narrow_type, remembering_in
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     refuse_missing_folder(options.model)
     device = _device(options.device)
     config = read_config(resolve(options.model))
+    narrow = narrow_type(config, device) if options.dtype == "auto" else None
+    dtype = options.dtype if narrow is None else "float32"
     if getattr(config, "focus", None):
         if options.memory_layers or options.window:
             raise LongFocusError(
@@ -106,18 +109,19 @@ def load_model(options: ModelOptions, *, needs_memory: bool = True) -> Any:
             )
         model: Any = longfocus.from_pretrained(options.model, dtype=options.dtype)
     elif not (needs_memory or options.memory_layers or options.window):
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).eval()
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval()
     elif not options.memory_layers or options.window is None:
         raise LongFocusError(
             f"{options.model} was saved without a memory. Give --memory-layers and --window to attach one, such as "
             "--memory-layers 8 16 24 --window 2048, or train one: longfocus train continue --help."
         )
     else:
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype)
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
         focus = longfocus.FocusConfig(
             memory_layers=options.memory_layers, window=options.window, positions=options.positions
         )
-        longfocus.attach(model.eval(), focus)
+        longfocus.attach(model.eval(), remembering_in(focus, narrow))
+        model.focus.saved_in = narrow
     return model.to(device)
 
 

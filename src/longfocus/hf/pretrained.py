@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -17,6 +18,7 @@ from longfocus.errors import LongFocusError
 from longfocus.hf import longllama
 from longfocus.hf.attach import attach
 from longfocus.hf.model import FocusMixin, focus_class, stock_class
+from longfocus.hf.widened import narrow_type, remembering_in
 
 _SHIPPED = Path(__file__).parents[1] / "models"
 
@@ -26,7 +28,9 @@ def from_pretrained(path: str | Path, *, verify: bool = True, **kwargs: Any) -> 
 
     `path` is a folder or hub id of a model saved with memory attached (`save_pretrained`) or of a published LongLLaMA
     checkpoint, or the name of a shipped model: "dictionary", "code", "language". `kwargs` go to the library's
-    `from_pretrained` (dtype, device_map, config, ...). Raises LongFocusError if the checkpoint has no memory.
+    `from_pretrained` (dtype, device_map, config, ...). A checkpoint of 16-bit numbers is loaded in float32 if it is to
+    work on a CPU that has no instructions for them, unless `dtype` says otherwise; its memory stays in 16 bits. Raises
+    LongFocusError if the checkpoint has no memory.
     """
     place = resolve(path)
     config = kwargs.pop("config", None) or _config(place, kwargs)
@@ -36,12 +40,27 @@ def from_pretrained(path: str | Path, *, verify: bool = True, **kwargs: Any) -> 
         raise LongFocusError(
             f"{place} holds a {config.model_type} model, which is not a causal language model."
         )
+    narrow = _narrow_type(config, kwargs)
+    if narrow is not None:
+        kwargs["dtype"] = torch.float32
     model: PreTrainedModel = focus_class(stock).from_pretrained(place, config=config, **kwargs)
-    if "forward" in model.__dict__:
-        # accelerate spread it over devices; its hooks hold the class, so the plain model cannot be asked
-        return attach(model, focus, verify=False)
-    model.__class__ = stock_class(type(model))
-    return attach(model, focus, verify=verify)
+    # accelerate spread it over devices; its hooks hold the class, so the plain model cannot be asked
+    is_spread = "forward" in model.__dict__
+    if not is_spread:
+        model.__class__ = stock_class(type(model))
+    attached = attach(model, remembering_in(focus, narrow), verify=verify and not is_spread)
+    attached.focus.saved_in = narrow
+    return attached
+
+
+def _narrow_type(config: PreTrainedConfig, kwargs: dict[str, Any]) -> torch.dtype | None:
+    """What `widened.narrow_type` says, unless the caller chose the numbers."""
+    if any(kwargs.get(name) not in (None, "auto") for name in ("dtype", "torch_dtype")):
+        return None
+    devices = kwargs.get("device_map")
+    if devices in (None, "auto"):
+        devices = "cuda" if torch.cuda.is_available() else "cpu"
+    return narrow_type(config, "cpu") if devices in ("cpu", {"": "cpu"}) else None
 
 
 def tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:

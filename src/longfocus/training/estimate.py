@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from longfocus.training.model import focus_config, recipe_window
 from longfocus.training.recipe import Recipe
 from longfocus.training.run import tokens_per_step
+from longfocus.training.settings import is_narrow
 
 MEASURED_SIZE, MEASURED_SECONDS = 1024, 0.3
 EFFICIENCY = 0.4
@@ -57,6 +58,10 @@ def estimate(recipe: Recipe, config: PreTrainedConfig, steps: int, processes: in
     return Estimate(parameters, trained, tokens, steps, int(memory), seconds)
 
 
+def _is_narrow(recipe: Recipe) -> bool:
+    return recipe.bf16 and is_narrow(use_cpu=recipe.cpu)
+
+
 def _gates(recipe: Recipe, config: PreTrainedConfig) -> int:
     focus = focus_config(recipe, config)
     if focus is None or focus.merge != "gate":
@@ -66,7 +71,7 @@ def _gates(recipe: Recipe, config: PreTrainedConfig) -> int:
 
 def _activation_bytes(recipe: Recipe, config: PreTrainedConfig, tokens: int) -> float:
     """What the backward pass needs: about 12 vectors of the hidden and 4 of the inner size per token and layer."""
-    size = 2 if recipe.bf16 else 4
+    size = 2 if _is_narrow(recipe) else 4
     inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
     layer = (12 * config.hidden_size + 4 * inner) * size
     layers = config.num_hidden_layers
@@ -86,7 +91,7 @@ def _flops_per_second(recipe: Recipe) -> float:
     """Of a large matrix product on the device that will train."""
     on_gpu = torch.cuda.is_available() and not recipe.cpu
     device = torch.device("cuda" if on_gpu else "cpu")
-    dtype = torch.bfloat16 if recipe.bf16 else torch.float32
+    dtype = torch.bfloat16 if _is_narrow(recipe) else torch.float32
     matrix = torch.randn(MEASURED_SIZE, MEASURED_SIZE, device=device).to(dtype)
     (matrix @ matrix).sum().item()
     made, started = 0, time.perf_counter()

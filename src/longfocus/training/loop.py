@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from longfocus.core.processor import multiplies
 from longfocus.errors import LongFocusError
 from longfocus.training.signals import stop_signals
 from longfocus.training.stages import LoopSettings, Stage
@@ -120,6 +121,7 @@ class _Run:
         metrics_file: Path,
     ) -> None:
         self.model, self.stages, self.settings = model, stages, settings
+        self.is_narrow = settings.autocast and multiplies(torch.bfloat16)
         self.state_file, self.metrics_file = directory / STATE_FILE, metrics_file
         self.counters = _Counters()
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -171,7 +173,7 @@ class _Run:
         started = time.monotonic()
         for group in self.groups():
             group["lr"] = group["peak_lr"] * rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.autocast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.is_narrow):
             result = stage.step(self.generator)
         self.update(result.loss)
         counters.step += 1

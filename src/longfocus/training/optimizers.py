@@ -1,6 +1,6 @@
 """Muon for the matrices of the layers and AdamW for the rest, as one optimizer with one state.
 
-Muon (torch.optim.Muon) orthogonalises the update of a matrix. Embeddings, norms, gates and biases get AdamW's. The
+Muon orthogonalises the update of a matrix. Embeddings, norms, gates and biases get AdamW's. The
 memory layer's q_norm and k_norm, in which the temperature of its softmax lives, may learn faster than the rest: a
 softmax over thousands of memories must be sharper than one over a window.
 """
@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from longfocus.core.processor import multiplies
 from longfocus.training.settings import Settings
 
 NORMS = ("q_norm.weight", "k_norm.weight")
@@ -42,6 +44,26 @@ def divided(model: nn.Module, memory_layers: Sequence[int]) -> Weights:
     return weights
 
 
+class _NotNarrowed(TorchFunctionMode):
+    """float32 where torch asks for bfloat16."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (Tensor.float if func is Tensor.bfloat16 else func)(*args, **(kwargs or {}))
+
+
+class Muon(torch.optim.Muon):
+    """torch's, which orthogonalises in bfloat16 for speed: in float32 on a CPU where that is the faster one."""
+
+    def step(self, closure: Any = None) -> Any:
+        on_cpu = all(weight.is_cpu for group in self.param_groups for weight in group["params"])
+        if not on_cpu or multiplies(torch.bfloat16):
+            return super().step(closure)
+        with _NotNarrowed():
+            return super().step(closure)
+
+
 def muon_and_adamw(
     weights: Weights,
     *,
@@ -51,7 +73,7 @@ def muon_and_adamw(
     matrix_decay: float,
 ) -> list[torch.optim.Optimizer]:
     """Muon, its updates as large as AdamW's, and AdamW; `temperature_rate` is a factor on `other_rate`."""
-    muon = torch.optim.Muon(
+    muon = Muon(
         weights.matrices,
         lr=matrix_rate,
         weight_decay=matrix_decay,

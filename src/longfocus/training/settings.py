@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
 
+from longfocus.core.processor import multiplies
 from longfocus.errors import LongFocusError
 from longfocus.training import checkpoints
 
@@ -43,7 +45,7 @@ class Settings:
     accumulation: int = 1
     """Micro-batches per step, on every process."""
     bf16: bool = True
-    """Compute in bfloat16 where autocast says so; weights keep their type."""
+    """Compute in bfloat16 where autocast says so and `is_narrow`; weights keep their type."""
     gradient_checkpointing: bool = False
     save_steps: int = 200
     """Steps between two checkpoints; the last two are kept."""
@@ -57,6 +59,12 @@ class Settings:
     """More of transformers' TrainingArguments, such as `fsdp`."""
 
 
+def is_narrow(*, use_cpu: bool) -> bool:
+    """Whether what trains here, a GPU if it may and there is one, should compute in bfloat16."""
+    on_gpu = torch.cuda.is_available() and not use_cpu
+    return on_gpu or multiplies(torch.bfloat16)
+
+
 def training_arguments(directory: Path, settings: Settings) -> TrainingArguments:
     """With checkpoints below `directory`, every step logged, and data left to the rows."""
     chosen: dict[str, Any] = {
@@ -68,7 +76,7 @@ def training_arguments(directory: Path, settings: Settings) -> TrainingArguments
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "gradient_accumulation_steps": settings.accumulation,
-        "bf16": settings.bf16,
+        "bf16": settings.bf16 and is_narrow(use_cpu=settings.use_cpu),
         "activation_checkpointing": settings.gradient_checkpointing,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "save_steps": settings.save_steps,

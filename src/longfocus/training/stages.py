@@ -58,4 +58,4 @@ class LoopSettings:
     save_seconds: float = 60.0
     """Wall seconds between two checkpoints."""
     autocast: bool = True
-    """Compute in bf16 where autocast says so."""
+    """Compute in bf16 where autocast says so, on a CPU that is fast at it."""

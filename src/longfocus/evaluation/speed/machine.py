@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from longfocus.core.processor import memory_bytes
+
 PACKAGES = (
     "longfocus",
     "torch",
@@ -34,7 +36,7 @@ def hardware() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "memory_gib": round(_total_bytes() / 2**30, 1),
+        "memory_gib": round(memory_bytes() / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
@@ -44,7 +46,7 @@ def free_bytes() -> int:
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    return _total_bytes()
+    return memory_bytes()
 
 
 def seconds_to_read(nbytes: int, repetitions: int = 5) -> float:
@@ -63,10 +65,6 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
-
-
-def _total_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _lines(path: str) -> list[str]:

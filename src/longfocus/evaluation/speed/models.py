@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longfocus.core import dictionary_task as task
+from longfocus.core.processor import multiplies
 from longfocus.evaluation.speed.settings import Shape
 from longfocus.memory import Part
 from longfocus.memory.description import ReadWith
@@ -19,12 +20,14 @@ REPEATED_KEYS = 2**14
 _SPREAD = 0.06
 
 
-def random_model(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """A Llama of random weights with a memory in the type of its weights."""
+def random_model(shape: Shape, dtype: torch.dtype | None = None) -> Any:
+    """A Llama of random weights with a memory in their type: bfloat16, or float32 on a CPU that is slow with it."""
     from transformers import AutoModelForCausalLM
 
     import longfocus
 
+    if dtype is None:
+        dtype = torch.bfloat16 if multiplies(torch.bfloat16) else torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(_config(shape), dtype=dtype)

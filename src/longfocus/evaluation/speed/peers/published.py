@@ -3,9 +3,9 @@
     every window   all layers run; memory layers see  [all of the memory | the window]  in one attention call, under a
                    mask; then the window's un-rotated keys and its values are concatenated behind the memory
 
-Fairly: weights and memory in the type of the model (bfloat16), torch's fused attention, the mask made once per window,
-and logits of the last window only, where the official code computes those of every token. `is_eager` is the official
-default instead: weights in float32, scores held as a matrix, memory converted when it is looked at.
+Fairly: weights and memory in the type of the model, torch's fused attention, the mask made once per window, and logits
+of the last window only, where the official code computes those of every token. `is_eager` is the official default
+instead: weights in float32, scores held as a matrix, memory converted when it is looked at.
 """
 
 from collections.abc import Callable
