@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from longfocus.core.processor import multiplies
+
 SAMPLES = 32
 """Keys per cluster that clusters are trained on."""
 ITERATIONS = 6
@@ -108,7 +110,8 @@ def assign(
     keys: Float[Tensor, "pairs dim"], centroids: Float[Tensor, "clusters dim"]
 ) -> Int[Tensor, " pairs"]:
     """The nearest centroid of every key."""
-    product = torch.bfloat16 if keys.dtype == torch.bfloat16 else torch.float32
+    is_narrow = keys.dtype == torch.bfloat16 and (not keys.is_cpu or multiplies(keys.dtype))
+    product = torch.bfloat16 if is_narrow else torch.float32
     offset = centroids.square().sum(-1) / 2
     table = centroids.to(product).T.contiguous()
     step = max(1, _SCORES // len(centroids))
