@@ -1,7 +1,7 @@
 #!/bin/sh
 # How memory layers see places (docs/positions.md): none, the window's start, the same in windows longer than the model's
-# positions with linear, dynamic and yarn scaling, and true places in one stream. The dictionary, and a language model that
-# is taught recall, are trained by each for equal processor time and equal tokens, and measured.
+# positions with linear, dynamic and yarn scaling, and true places in one stream. The dictionary, a language model, and the
+# shipped model that finds pass keys are trained by each for equal processor time or equal tokens, and measured.
 #
 # Hardware and minutes: not finished yet. One thread of a 2-core Intel Xeon at 2.6 GHz (AMX), other work on both cores.
 # The same command goes on where it was stopped. Needs what runs/language.sh makes, in $1; results: folders under $2.
@@ -50,29 +50,32 @@ variant() {
     language $name "$start" --weights 1 1 --memory-layers 2 --temperature-rate 5 --max-steps 60 $scaled "$@"
     longfocus evaluate perplexity --model "$out/language/$name" --data "$language/data/held_out" --tokens 0 512 4K 16K \
         --windows 1 --max-documents 200 --evaluated 256 --output "$out/results/perplexity_$name"
-    # then pass keys, which 60 steps do not teach: scores twice as large, and more recall documents. One key in each text
-    recall=${name}_recall
-    language $recall "$out/language/$name" --weights 1 3 --temperature-rate 5 --sharpen 2 --seed 2 --max-steps 120 "$@"
-    cp "$language/data/passkey_words.json" "$out/language/$recall/"
-    longfocus evaluate passkey --model "$out/language/$recall" --text plain --keys 1 --tokens 1K 4K 16K 64K \
-        --seeds $(seq 21 60) --output "$out/results/passkey_$recall"
+    # pass keys, which 60 steps do not teach: the shipped model finds them without positions, and learns to see places
+    language ${name}_recall "$known" --weights 1 3 --temperature-rate 5 --seed 2 --max-steps 60 $scaled "$@"
+    cp "$language/data/passkey_words.json" "$out/language/${name}_recall/"
+    longfocus evaluate passkey --model "$out/language/${name}_recall" --text plain --keys 1 --tokens 1K 4K 16K 64K \
+        --seeds $(seq 21 60) --output "$out/results/passkey_$name"
 }
 short="--window 256 --batch-size 64" long="--window 1024 --batch-size 16" own=
 for n in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do own="$own 1/16($n,0)"; done
 
+# these may have rows of 4,096 tokens, but have seen windows of 256 only: that is what scaling begins at
+of_256() {
+    mkdir -p "$2"
+    cp "$1"/*.* "$2"
+    sed 's/"max_position_embeddings": 4096/"max_position_embeddings": 256/' "$1/config.json" > "$2/config.json"
+}
 language start "$language/base" --method plain $short --weights 1 1 --max-steps 40
-# it may have rows of 4,096 tokens, but has seen windows of 256 only: that is what scaling begins at
-mkdir -p "$out/language/start_256"
-cp "$out"/language/start/*.* "$out/language/start_256"
-sed 's/"max_position_embeddings": 4096/"max_position_embeddings": 256/' "$out/language/start/config.json" \
-    > "$out/language/start_256/config.json"
-start="$out/language/start"
+shipped=$(python -c 'from longfocus.hf.pretrained import resolve; print(resolve("language"))')
+of_256 "$out/language/start" "$out/language/start_256"
+of_256 "$shipped" "$out/language/known_256"
+start="$out/language/start" known="$shipped"
 for positions in none window_start; do
     variant $positions "" --positions $positions $short --contexts "published(packing=16)" \
         --d "8 until step 12 then 16,31,63"
 done
 variant unscaled "" --positions window_start $long --contexts "published(packing=4)" --d "2 until step 12 then 4,7,15"
-start="$out/language/start_256"
+start="$out/language/start_256" known="$out/language/known_256"
 for scaling in linear yarn dynamic; do
     variant $scaling "--rope-scaling $scaling:4" --positions window_start $long --contexts "published(packing=4)" \
         --d "2 until step 12 then 4,7,15"
