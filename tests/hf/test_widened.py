@@ -67,6 +67,20 @@ def test_documents_go_from_either_kind_of_processor_to_the_other(
 
 
 @NARROW
+def test_saved_and_loaded_again_it_still_can_use_its_documents(
+    folder: Path, narrow: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = loaded(folder, monkeypatch, is_fast=False)
+    slow.save_pretrained(folder / "again")
+    again = loaded(folder / "again", monkeypatch, is_fast=False)
+    longfocus.FocusCache(again, [read(slow)])
+    assert (again.dtype, again.focus.config.memory_dtype) == (
+        torch.float32,
+        str(narrow).removeprefix("torch."),
+    )
+
+
+@NARROW
 def test_a_model_that_was_trained_since_has_another_fingerprint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +90,7 @@ def test_a_model_that_was_trained_since_has_another_fingerprint(
         # less than the 16 bits can tell
         next(slow.parameters()).mul_(1 + 1e-6)
     after = model_fingerprint(slow)
-    assert {name for name in before if before[name] != after[name]} == {"weights"}
+    assert {name for name in before if before[name] != after[name]} == {"weights", "number_type"}
 
 
 @NARROW

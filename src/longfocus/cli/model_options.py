@@ -89,19 +89,17 @@ def load(options: ModelOptions) -> tuple[Any, Any]:
 
 def load_model(options: ModelOptions, *, needs_memory: bool = True) -> Any:
     """The model with its memory, or the plain one if that is enough and it has none; it may have no tokenizer."""
-    from transformers import AutoModelForCausalLM, logging
+    from transformers import logging
 
     import longfocus
     from longfocus.hf.pretrained import read_config, resolve
-    from longfocus.hf.widened import narrow_type, remembering_in
+    from longfocus.hf.widened import remembering_in
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     refuse_missing_folder(options.model)
     device = _device(options.device)
     config = read_config(resolve(options.model))
-    narrow = narrow_type(config, device) if options.dtype == "auto" else None
-    dtype = options.dtype if narrow is None else "float32"
     if getattr(config, "focus", None):
         if options.memory_layers or options.window:
             raise LongFocusError(
@@ -109,20 +107,32 @@ def load_model(options: ModelOptions, *, needs_memory: bool = True) -> Any:
             )
         model: Any = longfocus.from_pretrained(options.model, dtype=options.dtype)
     elif not (needs_memory or options.memory_layers or options.window):
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval()
+        model, _ = _plain(options, config, device)
     elif not options.memory_layers or options.window is None:
         raise LongFocusError(
             f"{options.model} was saved without a memory. Give --memory-layers and --window to attach one, such as "
             "--memory-layers 8 16 24 --window 2048, or train one: longfocus train continue --help."
         )
     else:
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+        model, narrow = _plain(options, config, device)
         focus = longfocus.FocusConfig(
             memory_layers=options.memory_layers, window=options.window, positions=options.positions
         )
-        longfocus.attach(model.eval(), remembering_in(focus, narrow))
-        model.focus.saved_in = narrow
+        longfocus.attach(model, remembering_in(focus, narrow))
     return model.to(device)
+
+
+def _plain(
+    options: ModelOptions, config: Any, device: "torch.device"
+) -> tuple[Any, "torch.dtype | None"]:
+    """The model without memory, and the numbers of its checkpoint if it computes in wider ones."""
+    from transformers import AutoModelForCausalLM
+
+    from longfocus.hf.widened import narrow_type
+
+    narrow = narrow_type(config, device) if options.dtype == "auto" else None
+    dtype = options.dtype if narrow is None else "float32"
+    return AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval(), narrow
 
 
 def _device(name: str | None) -> "torch.device":

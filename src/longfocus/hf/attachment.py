@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from longfocus.config import FocusConfig
@@ -24,9 +23,6 @@ class Attachment:
     """Whether the architecture hands unknown keyword arguments down to its attention; verification finds out."""
     base_attention: list[str] = field(default_factory=list)
     """The attention implementation of every config of the model, before it was replaced."""
-
-    saved_in: torch.dtype | None = None
-    """The 16-bit type of the checkpoint, where it was loaded in float32 for speed (widened.py)."""
 
     fingerprints: dict[bool, tuple[object, dict[str, str]]] = field(default_factory=dict)
     """The model's fingerprints (fingerprint.py), and the state of its weights at that time."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longfocus.errors import LongFocusError
 from longfocus.hf.layers import attention_modules, model_inside
-from longfocus.hf.widened import as_saved
+from longfocus.hf.widened import narrowed, number_type
 from longfocus.memory.header import canonical
 
 if TYPE_CHECKING:
@@ -121,24 +121,24 @@ _TOKENIZERS: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
 
 def _fingerprint(
-    model: Any,
+    model: PreTrainedModel,
     weights: dict[str, Tensor],
     adapters: tuple[str, ...],
     last_layer: int | None,
 ) -> dict[str, str]:
-    narrow = model.focus.saved_in
+    numbers = number_type(model)
     settings = _settings(model.config.to_dict(), last_layer)
     # quantized weights are buffers; those that are not saved, such as rotary frequencies, follow from the settings
     unsaved = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
     saved = {name: weight for name, weight in weights.items() if name not in unsaved}
     with ThreadPoolExecutor() as pool:
-        each = pool.map(lambda weight: _hash_weight(as_saved(weight, narrow)), saved.values())
+        each = pool.map(lambda weight: _hash_weight(narrowed(weight, numbers)), saved.values())
         hashes = dict(zip(saved, each, strict=True))
     return {
         "architecture": str(model.config.model_type),
         "settings": _hash(json.dumps(settings, sort_keys=True, default=str).encode()),
         "weights": _hash(canonical([hashes, *adapters]).encode()),
-        "number_type": str(narrow or model.dtype).removeprefix("torch."),
+        "number_type": str(numbers).removeprefix("torch."),
     }
 
 

@@ -48,9 +48,7 @@ def from_pretrained(path: str | Path, *, verify: bool = True, **kwargs: Any) -> 
     is_spread = "forward" in model.__dict__
     if not is_spread:
         model.__class__ = stock_class(type(model))
-    attached = attach(model, remembering_in(focus, narrow), verify=verify and not is_spread)
-    attached.focus.saved_in = narrow
-    return attached
+    return attach(model, remembering_in(focus, narrow), verify=verify and not is_spread)
 
 
 def _narrow_type(config: PreTrainedConfig, kwargs: dict[str, Any]) -> torch.dtype | None:

@@ -1,7 +1,7 @@
 """Checkpoints of 16-bit numbers on a CPU that is slow with them.
 
 They are loaded in float32, which computes the same tens of times faster there. Their memory is kept in the 16 bits of
-the checkpoint, and its fingerprint is theirs, so that documents can be used on both kinds of machines.
+the checkpoint, and so is their fingerprint, so that documents can be used on both kinds of machines.
 """
 
 import logging
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from longfocus.config import FocusConfig
 from longfocus.core.processor import memory_bytes, multiplies
 
-_NARROW = (torch.bfloat16, torch.float16)
+NARROW = (torch.bfloat16, torch.float16)
 MOST_OF_MEMORY = 0.5
 """Share of the machine's memory that a model may take in float32; a larger one is left in 16 bits."""
 
@@ -27,7 +27,7 @@ def narrow_type(config: PreTrainedConfig, device: torch.device | str) -> torch.d
     saved = config.dtype
     if isinstance(saved, str):
         saved = getattr(torch, saved, None)
-    if saved not in _NARROW or torch.device(device).type != "cpu" or multiplies(saved):
+    if saved not in NARROW or torch.device(device).type != "cpu" or multiplies(saved):
         return None
     if getattr(config, "quantization_config", None) is not None or not _fits(config):
         return None
@@ -42,12 +42,21 @@ def remembering_in(focus: FocusConfig, narrow: torch.dtype | None) -> FocusConfi
     return replace(focus, memory_dtype=str(narrow).removeprefix("torch."))
 
 
-def as_saved(weight: Tensor, narrow: torch.dtype | None) -> Tensor:
-    """A weight as its checkpoint has it; one that was changed since, such as by training, as it is."""
-    if narrow is None or weight.dtype != torch.float32:
+def number_type(model: PreTrainedModel) -> torch.dtype:
+    """That of the model, or the 16-bit one in which all its weights are the same numbers: it was loaded from these."""
+    if model.dtype == torch.float32:
+        for narrow in NARROW:
+            if all(narrowed(weight, narrow) is not weight for weight in model.parameters()):
+                return narrow
+    return model.dtype
+
+
+def narrowed(weight: Tensor, narrow: torch.dtype) -> Tensor:
+    """A weight in fewer bits, if it is the same number there, and else as it is."""
+    if weight.dtype != torch.float32 or weight.is_meta:
         return weight
-    saved = weight.detach().to(narrow)
-    return saved if saved.to(weight.dtype).equal(weight) else weight
+    found = weight.detach().to(narrow)
+    return found if found.to(weight.dtype).equal(weight) else weight
 
 
 def _fits(config: PreTrainedConfig) -> bool:

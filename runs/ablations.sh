@@ -1,0 +1,18 @@
+#!/bin/sh
+# The paper's ablations on language models (docs/results.md): one softmax against the gate, memory keys with gradient against
+# without, and one or two windows of memory in training against up to 15. A smaller base and fewer steps than in
+# runs/language.sh, whose data are taken if $2 names them; the same documents are held out.
+#
+# Hardware and minutes: not finished yet.
+# The same command goes on where it was stopped. Models: folders under $1; results: folders under $3 (docs/evaluation.md).
+set -eu
+out=${1:-.runs/ablations} data=${2:-.runs/language/data} results=${3:-.runs/ablation_results}
+export OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1
+variants="fot_d1 gate no_gradient w1 w2"
+
+longfocus train language --output "$out" --data-folder "$data" --base-steps 1000 --steps 120 --only $variants
+for variant in $variants; do
+    longfocus evaluate perplexity --model "$out/$variant" --data "$data/held_out" --max-documents 200 --tokens 0 512 4K 16K \
+        --windows 1 --output "$results/perplexity_$variant"
+done
+longfocus report "$results" -o "$results/report.html" --markdown "$results/report.md"
