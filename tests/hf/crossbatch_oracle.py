@@ -26,11 +26,13 @@ from oracle import (
 class CrossbatchSight(Sight):
     """Who sees whom in one crossbatch call."""
 
-    def __init__(self, plan: Tensor, valid: Tensor, memory: Memory) -> None:
+    def __init__(
+        self, plan: Tensor, valid: Tensor, memory: Memory, *, detached: bool = False
+    ) -> None:
         rows, length = valid.shape
         positions = torch.arange(length).expand(rows, -1)
         super().__init__(torch.zeros(length, dtype=torch.long), valid, positions, memory)
-        self.plan = plan
+        self.plan, self.detached = plan, detached
 
     def attention(
         self,
@@ -52,6 +54,7 @@ class CrossbatchSight(Sight):
 
         def listed_rows(pairs: Tensor) -> Tensor:
             # (rows, contexts, heads, length, dim) -> (rows, heads, contexts * length, dim)
+            pairs = pairs.detach() if self.detached else pairs
             return pairs[listed].transpose(1, 2).flatten(2, 3)
 
         seen = (self.valid[listed] & (self.plan >= 0)[..., None]).flatten(1)[:, None, None]
@@ -65,13 +68,21 @@ class CrossbatchSight(Sight):
 
 
 def crossbatch_oracle(
-    model: PreTrainedModel, plan: Tensor, memory: Memory, batch: dict[str, Tensor]
+    model: PreTrainedModel,
+    plan: Tensor,
+    memory: Memory,
+    batch: dict[str, Tensor],
+    *,
+    detached: bool = False,
 ) -> Any:
-    """The stock model's output (loss and logits) for `batch`, a window per row, with gradients."""
+    """The stock model's output (loss and logits) for `batch`, a window per row, with gradients.
+
+    `detached`: listed rows take none.
+    """
     input_ids = batch["input_ids"]
     mask = batch.get("attention_mask")
     valid = torch.ones_like(input_ids).bool() if mask is None else mask.bool()
-    sight = CrossbatchSight(plan, valid, memory)
+    sight = CrossbatchSight(plan, valid, memory, detached=detached)
     with attention_replaced(model, sight), ExitStack() as wrapped:
         for layer, module in attention_modules(model).items():
             if layer in memory.layers:

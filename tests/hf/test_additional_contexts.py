@@ -43,6 +43,26 @@ def test_a_wrapped_plan_is_the_plan_bit_for_bit() -> None:
     assert model(**batch, additional_contexts=AdditionalContexts(PLAN)).logits.equal(bare)
 
 
+@pytest.mark.parametrize("name", ["llama_gqa", "gemma2", "gpt_oss"])
+def test_detached_rows_are_seen_as_always_and_take_no_gradient_from_others(name: str) -> None:
+    entry, batch = family(name), training_batch(PADDING)
+    plain = tiny_model(entry, dtype=torch.float64).train()
+    model, whole = (attached(entry, dtype=torch.float64).train() for _ in range(2))
+    memory = Memory(entry.memory_layers)
+    crossbatch_oracle(plain, PLAN, memory, batch, detached=True).loss.backward()
+    found = model(**batch, additional_contexts=AdditionalContexts(PLAN, detached=True))
+    found.loss.backward()
+    assert_same_gradients(model, plain)
+    expected = whole(**batch, additional_contexts=PLAN)
+    assert found.logits.equal(expected.logits)
+    expected.loss.backward()
+    gradients_differ = [
+        not a.grad.allclose(b.grad)
+        for a, b in zip(*(m.parameters() for m in (model, whole)), strict=True)
+    ]
+    assert any(gradients_differ)
+
+
 def test_valid_says_what_others_see_whatever_the_mask_of_the_own_window() -> None:
     entry, batch = family("llama_gqa"), training_batch()
     model = attached(entry, dtype=torch.float64)

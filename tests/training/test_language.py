@@ -175,7 +175,8 @@ def test_variants_see_what_their_names_say() -> None:
     ("name", "like", "differing"),
     [
         ("gate", "fot_d1", {"merge"}),
-        ("no_gradient", "memorizing", {"merge"}),
+        ("no_gradient", "fot_d1", {"detach_contexts"}),
+        ("memorizing_joint", "memorizing", {"merge"}),
         ("w1", "fot_d1", {"contexts"}),
         ("w2", "fot_d1", {"contexts"}),
     ],

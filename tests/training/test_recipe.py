@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import longfocus
 from families import SIZES, YARN
 from longfocus.config import FocusConfig
+from longfocus.core.additional import AdditionalContexts
 from longfocus.errors import LongFocusError
 from longfocus.hf.layers import longest_window
 from longfocus.training.model import (
@@ -21,6 +22,7 @@ from longfocus.training.model import (
     scale_positions,
 )
 from longfocus.training.recipe import ContinueRecipe, InstructRecipe, Recipe, ScratchRecipe
+from longfocus.training.run import make_method
 
 SMALL = {"layers": 3, "hidden_size": 32, "heads": 4, "kv_heads": 2, "head_dim": 8}
 PUBLISHED = Path(__file__).parents[1] / "golden" / "data" / "open" / "inference" / "models" / "a"
@@ -214,3 +216,19 @@ def test_least_tokens_hold_for_all_data_or_for_each() -> None:
         assert [source.min_tokens for source in recipe.sources] == expected
     with pytest.raises(LongFocusError, match="--min-tokens must give one number"):
         scratch(data=("a", "b"), min_tokens=(1, 2, 3))
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_recipe_says_whether_other_rows_take_gradients(detached: bool) -> None:
+    recipe = continued(memory_layers=(1,), window=16, detach_contexts=detached)
+    given = []
+
+    class Asked(torch.nn.Module):
+        def forward(self, additional_contexts: AdditionalContexts, **_: Any) -> Any:
+            given.append(additional_contexts.detached)
+            return None
+
+    ids = torch.zeros(4, 16, dtype=torch.long)
+    batch: Any = {"input_ids": ids, "labels": ids, "documents": ids}
+    make_method(recipe, llama()).forward(Asked(), batch, {})
+    assert given == [detached]

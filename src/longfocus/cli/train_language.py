@@ -26,7 +26,7 @@ class Arguments:
     """Of weights and of the order of documents."""
     only: tuple[Variant, ...] = VARIANTS
     """Train these variants only, and the base, which all start from. The others may follow later; gate, no_gradient,
-    w1 and w2 are trained if they are named here."""
+    memorizing_joint, w1 and w2 are trained if they are named here."""
     base_steps: int | None = None
     """Steps of the base; left out: those of runs/language.sh."""
     steps: int | None = None

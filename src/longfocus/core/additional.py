@@ -74,6 +74,8 @@ class AdditionalContexts:
     """Processes whose rows may be listed; all must have equally many rows. None: this one alone."""
     mass: PositiveMass | None = None
     """Measures while the step is computed."""
+    detached: bool = False
+    """Keys and values take no gradient from rows that list them: the paper's ablation of differentiable ones."""
 
     @property
     def first_row(self) -> int:
@@ -86,6 +88,8 @@ class AdditionalContexts:
 
     def pool(self, key: Tensor, value: Tensor) -> Pool:
         """The windows that the plan lists by number, from this process's own keys and values."""
+        if self.detached:
+            key, value = key.detach(), value.detach()
         if self.group is None:
             return Pool(key, value, self.valid)
         valid = self.valid

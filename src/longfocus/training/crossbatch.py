@@ -24,7 +24,8 @@ class Crossbatch:
     over the rows of all its processes, so that d can exceed what one of them holds. `one_stream` is for models with
     `positions="true"`: windows stand at their places in the document, and other documents, which have no place in
     it, are refused. With `mask_documents` a token sees no earlier document in its own window; in contexts, whose
-    other documents are what training is about, it sees all.
+    other documents are what training is about, it sees all. With `detached` the keys and values of other rows take no
+    gradient, as a memory's would not.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class Crossbatch:
         mass_every: int = 10,
         one_stream: bool = False,
         mask_documents: bool = False,
+        detached: bool = False,
     ) -> None:
+        self.detached = detached
         self.contexts, self.schedule, self.group = contexts, schedule, group
         self.seed, self.accumulation, self.mass_every = seed, accumulation, mass_every
         self.one_stream, self.mask_documents = one_stream, mask_documents
@@ -97,6 +100,7 @@ class Crossbatch:
             valid=None if bool(is_real.all()) else is_real,
             group=self.group,
             mass=PositiveMass(drawn.is_positive[own]) if is_measured else None,
+            detached=self.detached,
         )
 
     def draw(self, rows: int, d: int, generator: torch.Generator) -> StepPlan:

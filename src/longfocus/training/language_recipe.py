@@ -11,7 +11,8 @@
 and the paper's ablations, which are asked for by name:
 
     gate               as fot_d1, with the Memorizing Transformer's gate
-    no_gradient        as memorizing, in one softmax
+    no_gradient        as fot_d1, where the windows before take no gradient
+    memorizing_joint   as memorizing, in one softmax
     w1, w2             as fot_d1, where a window sees one or two windows before it
 
 `LanguageRecipe` makes the recipes of `train scratch` and `train continue` from these. Nothing here imports torch.
@@ -27,10 +28,19 @@ from longfocus.training.recipe import ContinueRecipe, ScratchRecipe
 KIND = "language"
 
 Variant = Literal[
-    "fot", "memorizing", "fot_d1", "transformer_xl", "plain", "gate", "no_gradient", "w1", "w2"
+    "fot",
+    "memorizing",
+    "fot_d1",
+    "transformer_xl",
+    "plain",
+    "gate",
+    "no_gradient",
+    "memorizing_joint",
+    "w1",
+    "w2",
 ]
 VARIANTS: tuple[Variant, ...] = ("fot", "memorizing", "fot_d1", "transformer_xl", "plain")
-ABLATIONS: tuple[Variant, ...] = ("gate", "no_gradient", "w1", "w2")
+ABLATIONS: tuple[Variant, ...] = ("gate", "no_gradient", "memorizing_joint", "w1", "w2")
 ALL_VARIANTS = VARIANTS + ABLATIONS
 """In the order in which they are trained."""
 
@@ -143,7 +153,8 @@ class LanguageRecipe:
                 "batch_size": self.rows // self.windows,
             },
             "gate": {**self._own_windows(self.windows - 1), "merge": "gate"},
-            "no_gradient": {**self._real_memory(), "merge": "joint"},
+            "no_gradient": {**self._own_windows(self.windows - 1), "detach_contexts": True},
+            "memorizing_joint": {**self._real_memory(), "merge": "joint"},
             "w1": self._own_windows(1),
             "w2": self._own_windows(2),
         }

@@ -49,6 +49,8 @@ class Recipe:
     """Who sees whom: paper, paper(w=2), published(packing=2), or segments such as "1/4(0,0) 1/4(1,1) ..."."""
     d: str = "2"
     """Contexts per row: a number, some to draw from ("2,128"), or switches ("1 until 98% then 128")."""
+    detach_contexts: bool = False
+    """Keys and values of other rows take no gradient: the paper's ablation of differentiable ones."""
     share_negatives: bool = False
     """With several processes: rows may see rows of all of them."""
     memory_layers: tuple[int, ...] = ()

@@ -226,6 +226,7 @@ def make_method(recipe: Recipe, config: PreTrainedConfig) -> Method:
         group=distributed.group.WORLD if shares else None,
         one_stream=focus is not None and focus.positions == "true",
         mask_documents=recipe.mask_documents,
+        detached=recipe.detach_contexts,
     )
 
 
