@@ -30,8 +30,14 @@ for model in fot fot_d1 base; do
     longfocus evaluate distraction --model "$models/$model" --data "$models/data/held_out" --max-documents 30 --tokens 2K --others 1 3 7 15 31 63 --windows 1 \
         --output "$results/distraction_$model"
 done
+top_k() {
+    longfocus evaluate perplexity --model language --data "$models/data/held_out" --max-documents 40 --tokens 0 4K 16K \
+        --windows 1 "$@"
+}
+top_k --output "$results/dense_language"
 for k in 8 32 128 512; do
-    longfocus evaluate perplexity --model "$models/fot" $held_out --tokens 0 4K 16K --windows 1 --search exact \
-        --top-k "$k" --output "$results/top_${k}_fot"
+    top_k --search exact --top-k "$k" --output "$results/top_${k}_language"
 done
+longfocus evaluate perplexity --model "$models/fot" $held_out --tokens 0 4K 16K --windows 1 --search exact --top-k 8 \
+    --output "$results/top_8_fot"
 longfocus report "$results" -o "$results/report.html" --markdown "$results/report.md"
