@@ -54,7 +54,7 @@ def test_calibration_finds_the_costs_of_a_made_up_machine(monkeypatch: pytest.Mo
 
 def test_made_up_memories_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "MOST_BYTES", 64 * 256)
-    assert estimates._sizes(models.random_model(SHAPE), 10**9) == [8, 32, 64]
+    assert estimates._sizes(models.random_model(SHAPE, torch.bfloat16), 10**9) == [8, 32, 64]
     assert estimates._sizes(models.random_model(SHAPE), 1) == [1]
 
 
