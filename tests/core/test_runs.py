@@ -97,9 +97,9 @@ def test_few_and_hundreds_of_queries_of_one_run_get_the_same_answers(dtype: torc
     together = attend_runs(query, pairs, runs_of((700,), (300,)), scale=0.3)
     close(together, formula(query, pairs, runs_of((700,), (300,)), 0.3, None), TOLERANCE[asks])
     few = [attend_runs(q, pairs, runs_of((700,), (3,)), scale=0.3) for q in query.split(3)]
-    close(
-        together, (torch.cat([f[0] for f in few]), torch.cat([f[1] for f in few])), TOLERANCE[asks]
-    )
+    # without matrix tiles hundreds of queries see int8 keys rounded to bfloat16, and few see them as they are
+    bound = TOLERANCE[asks] if dtype == torch.int8 else min(TOLERANCE[asks], 2e-2)
+    close(together, (torch.cat([f[0] for f in few]), torch.cat([f[1] for f in few])), bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)

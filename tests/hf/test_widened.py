@@ -26,7 +26,7 @@ def folder(tmp_path: Path, narrow: torch.dtype) -> Path:
 
 def loaded(folder: Path, monkeypatch: pytest.MonkeyPatch, *, is_fast: bool) -> PreTrainedModel:
     """On a processor that is fast with 16 bits, or is not."""
-    monkeypatch.setattr(widened, "multiplies", lambda dtype: is_fast)
+    monkeypatch.setattr(widened, "multiplies", lambda dtype, device: is_fast)
     return longfocus.from_pretrained(folder)
 
 
@@ -97,13 +97,13 @@ def test_a_model_that_was_trained_since_has_another_fingerprint(
 def test_what_the_caller_chooses_and_what_does_not_fit_is_loaded_as_it_is(
     folder: Path, narrow: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(widened, "multiplies", lambda dtype: False)
+    monkeypatch.setattr(widened, "multiplies", lambda dtype, device: False)
     assert longfocus.from_pretrained(folder, dtype=narrow).dtype == narrow
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert longfocus.from_pretrained(folder).dtype == narrow
     assert longfocus.from_pretrained(folder, device_map="cpu").dtype == torch.float32
     monkeypatch.undo()
-    monkeypatch.setattr(widened, "multiplies", lambda dtype: False)
+    monkeypatch.setattr(widened, "multiplies", lambda dtype, device: False)
     assert longfocus.from_pretrained(folder, dtype="auto").dtype == torch.float32
     parameters = longfocus.from_pretrained(folder).num_parameters()
     room = int(4 * parameters / widened.MOST_OF_MEMORY)

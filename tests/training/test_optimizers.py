@@ -106,7 +106,7 @@ def test_muon_and_its_temperature_rate_change_what_is_learnt(tmp_path: Path) -> 
 def test_muon_computes_in_float32_where_the_processor_is_slow_with_bfloat16(
     is_fast: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimizers, "multiplies", lambda dtype: is_fast)
+    monkeypatch.setattr(optimizers, "multiplies", lambda dtype, device: is_fast)
     generator = torch.Generator().manual_seed(0)
     weight = torch.zeros(12, 20, requires_grad=True)
     weight.grad = torch.randn(12, 20, generator=generator)

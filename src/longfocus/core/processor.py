@@ -10,11 +10,13 @@ _ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldn
 
 
 @cache
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether products of matrices of this number type are fast on the CPU: where oneDNN has kernels for them.
+def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products of matrices of this number type are fast on a device: a CPU needs kernels of oneDNN for them.
 
     For bfloat16 x86 needs AVX-512, ARM its instructions of that name. Elsewhere torch falls back to plain loops.
     """
+    if device.type != "cpu":
+        return True
     # private operators: a torch that lost them is trusted to be fast
     asked = getattr(torch.ops.mkldnn, _ASKED.get(dtype, ""), None)
     return True if asked is None else bool(asked())

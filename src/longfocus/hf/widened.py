@@ -27,7 +27,7 @@ def narrow_type(config: PreTrainedConfig, device: torch.device | str) -> torch.d
     saved = config.dtype
     if isinstance(saved, str):
         saved = getattr(torch, saved, None)
-    if saved not in NARROW or torch.device(device).type != "cpu" or multiplies(saved):
+    if saved not in NARROW or multiplies(saved, torch.device(device)):
         return None
     if getattr(config, "quantization_config", None) is not None or not _fits(config):
         return None

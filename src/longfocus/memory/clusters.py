@@ -110,7 +110,7 @@ def assign(
     keys: Float[Tensor, "pairs dim"], centroids: Float[Tensor, "clusters dim"]
 ) -> Int[Tensor, " pairs"]:
     """The nearest centroid of every key."""
-    is_narrow = keys.dtype == torch.bfloat16 and (not keys.is_cpu or multiplies(keys.dtype))
+    is_narrow = keys.dtype == torch.bfloat16 and multiplies(keys.dtype, keys.device)
     product = torch.bfloat16 if is_narrow else torch.float32
     offset = centroids.square().sum(-1) / 2
     table = centroids.to(product).T.contiguous()

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from longfocus.training.model import focus_config, recipe_window
 from longfocus.training.recipe import Recipe
 from longfocus.training.run import tokens_per_step
-from longfocus.training.settings import is_narrow
+from longfocus.training.settings import is_narrow, training_device
 
 MEASURED_SIZE, MEASURED_SECONDS = 1024, 0.3
 EFFICIENCY = 0.4
@@ -89,8 +89,7 @@ def _attention_flops(config: PreTrainedConfig, tokens: float, window: int) -> fl
 
 def _flops_per_second(recipe: Recipe) -> float:
     """Of a large matrix product on the device that will train."""
-    on_gpu = torch.cuda.is_available() and not recipe.cpu
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = training_device(use_cpu=recipe.cpu)
     dtype = torch.bfloat16 if _is_narrow(recipe) else torch.float32
     matrix = torch.randn(MEASURED_SIZE, MEASURED_SIZE, device=device).to(dtype)
     (matrix @ matrix).sum().item()

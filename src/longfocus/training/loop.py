@@ -121,7 +121,7 @@ class _Run:
         metrics_file: Path,
     ) -> None:
         self.model, self.stages, self.settings = model, stages, settings
-        self.is_narrow = settings.autocast and multiplies(torch.bfloat16)
+        self.is_narrow = settings.autocast and multiplies(torch.bfloat16, torch.device("cpu"))
         self.state_file, self.metrics_file = directory / STATE_FILE, metrics_file
         self.counters = _Counters()
         self.generator = torch.Generator().manual_seed(settings.seed)

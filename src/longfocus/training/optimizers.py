@@ -57,8 +57,8 @@ class Muon(torch.optim.Muon):
     """torch's, which orthogonalises in bfloat16 for speed: in float32 on a CPU where that is the faster one."""
 
     def step(self, closure: Any = None) -> Any:
-        on_cpu = all(weight.is_cpu for group in self.param_groups for weight in group["params"])
-        if not on_cpu or multiplies(torch.bfloat16):
+        weights = (weight for group in self.param_groups for weight in group["params"])
+        if all(multiplies(torch.bfloat16, weight.device) for weight in weights):
             return super().step(closure)
         with _NotNarrowed():
             return super().step(closure)

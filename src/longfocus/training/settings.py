@@ -59,10 +59,14 @@ class Settings:
     """More of transformers' TrainingArguments, such as `fsdp`."""
 
 
+def training_device(*, use_cpu: bool) -> torch.device:
+    """What trains here: a GPU if it may and there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() and not use_cpu else "cpu")
+
+
 def is_narrow(*, use_cpu: bool) -> bool:
-    """Whether what trains here, a GPU if it may and there is one, should compute in bfloat16."""
-    on_gpu = torch.cuda.is_available() and not use_cpu
-    return on_gpu or multiplies(torch.bfloat16)
+    """Whether what trains here should compute in bfloat16."""
+    return multiplies(torch.bfloat16, training_device(use_cpu=use_cpu))
 
 
 def training_arguments(directory: Path, settings: Settings) -> TrainingArguments:

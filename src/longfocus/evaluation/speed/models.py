@@ -27,7 +27,7 @@ def random_model(shape: Shape, dtype: torch.dtype | None = None) -> Any:
     import longfocus
 
     if dtype is None:
-        dtype = torch.bfloat16 if multiplies(torch.bfloat16) else torch.float32
+        dtype = torch.bfloat16 if multiplies(torch.bfloat16, torch.device("cpu")) else torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(_config(shape), dtype=dtype)
