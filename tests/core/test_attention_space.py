@@ -1,6 +1,6 @@
 """Attention over a long memory takes space linear in queries + keys: there is no queries x keys matrix."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import pytest
@@ -9,6 +9,7 @@ from sets import Set, random_set
 
 from longfocus.core import blocked, fused
 from longfocus.core.attention import Partial, attend
+from longfocus.hf.trace import Trace
 from longfocus.memory import Part, base, dense, exact
 from space import elements, measured
 
@@ -82,20 +83,27 @@ def test_gradients_through_a_long_memory_are_linear_in_queries_and_keys(
     assert 0 < space.saved <= 4 * LINEAR < MATRIX / 7
 
 
-@pytest.mark.parametrize("search", [dense, exact])
+def through_trace(query: torch.Tensor, parts: Sequence[Part], *, scale: float) -> None:
+    total = dense(query, parts, scale=scale).lse
+    trace = Trace()
+    trace.begin(0, 1, query.shape[2])
+    trace.look(0, query, parts, total, scale=scale)
+
+
+@pytest.mark.parametrize("look", [dense, exact, through_trace])
 def test_a_memory_of_another_type_is_converted_some_pairs_at_a_time(
-    search: Callable[..., Partial], monkeypatch: pytest.MonkeyPatch
+    look: Callable[..., Partial | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_a_time = 2**15
     monkeypatch.setattr(base, "CONVERTED_ELEMENTS", at_a_time)
-    monkeypatch.setattr(base, "SEARCH_ELEMENTS", at_a_time)
     query, key, value = random_set(
-        4, KEYS, heads=HEADS, kv_heads=HEADS, batch=1, dtype=torch.float32
+        1, KEYS, heads=HEADS, kv_heads=HEADS, batch=1, dim=DIM, dtype=torch.float32
     )
     part = Part(key.bfloat16(), value.bfloat16())
+    weights = KEYS * HEADS
     with measured() as space:
-        search(query, [part], scale=0.3)
-    assert 0 < space.largest <= 2 * at_a_time < elements(part.key) / 9
+        look(query, [part], scale=0.3)
+    assert 0 < space.largest <= max(2 * at_a_time, weights) < elements(part.key) / 7
 
 
 def test_top_k_search_gathers_the_chosen_pairs_of_a_few_queries_at_a_time(

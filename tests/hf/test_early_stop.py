@@ -1,4 +1,4 @@
-"""A window that is only read ends early, at the last memory layer; nothing that comes after differs in a bit."""
+"""A pass that is only read, or only looks, ends early, at the last memory layer; nothing that comes after differs."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ import longfocus
 from families import FAMILIES, Family
 from long import mostly_long
 from longfocus.hf.attachment import Attachment
+from longfocus.hf.trace import Trace
 from longfocus.inference import reader
 
 LENGTH = 4 * WINDOW + 5
@@ -76,3 +77,33 @@ def test_windows_read_side_by_side_are_those_read_one_by_one_ending_early_or_not
             assert early.equal(getattr(whole.layers[layer], name))
             other = getattr(side_by_side.layers[layer], name)
             torch.testing.assert_close(other, early, atol=5e-5, rtol=0)
+
+
+def looked(model: PreTrainedModel, trace: Trace) -> Trace:
+    """What a long prompt of one row, with padding in its last window, looks at."""
+    input_ids, mask = text(LENGTH, (0,))
+    mask[:, LENGTH - 3] = 0
+    cache = longfocus.FocusCache(model)
+    model(
+        input_ids, attention_mask=mask, past_key_values=cache, focus_trace=trace, logits_to_keep=1
+    )
+    return trace
+
+
+@pytest.mark.parametrize("last", mostly_long([None, 1, WINDOW + 2], 1))
+@pytest.mark.parametrize("merge", mostly_long(["joint", "gate"], "joint"))
+@every_family
+@torch.no_grad()
+def test_a_pass_that_ends_with_its_looks_has_seen_the_same(
+    entry: Family, merge: str, last: int | None
+) -> None:
+    model = attached(entry, merge=merge)
+    calls = counted(model)
+    whole, few = looked(model, Trace(4, last)), len(calls)
+    early = looked(model, Trace(4, last, ends_pass=True))
+    assert few > len(calls) - few
+    assert len(whole.queries) == len(early.queries) == (last or LENGTH)
+    for one, other in zip(whole.queries, early.queries, strict=True):
+        assert [entry[:3] for entry in one] == [entry[:3] for entry in other]
+        torch.testing.assert_close([entry[3:] for entry in one], [entry[3:] for entry in other])
+    torch.testing.assert_close(whole.heat, early.heat)

@@ -9,7 +9,7 @@ from small_documents import small_document
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longfocus import DocumentMemory, LongFocusError
-from longfocus.memory import converted as conversion
+from longfocus.memory import base
 from longfocus.memory.description import DTYPES
 from longfocus.memory.quantized import quantize
 from space import address, elements, tensors
@@ -33,11 +33,11 @@ def pairs(document: DocumentMemory) -> list[torch.Tensor]:
     return [t for part in document.layers.values() for t in (part.key, part.value)]
 
 
-@pytest.mark.parametrize("elements", [1, 200, 2**18])
+@pytest.mark.parametrize("elements", [1, 200, 2**19])
 def test_blocks_of_any_size_give_what_all_at_once_gives(
     elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(base, "CONVERTED_ELEMENTS", elements)
     document = small_document()
     for dtype in ("bfloat16", "float16", "float64"):
         found = document.to(dtype)
@@ -62,7 +62,7 @@ def test_blocks_of_any_size_give_what_all_at_once_gives(
 def test_no_layer_is_held_twice(
     dtype: str, is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "BLOCK_ELEMENTS", 2**10)
+    monkeypatch.setattr(base, "CONVERTED_ELEMENTS", 2**10)
     document = small_document(text="owl " * 500)
     if is_file:
         document.save(tmp_path / "owl")

@@ -13,11 +13,11 @@ from torch import Tensor
 from longfocus import DocumentMemory, LongFocusError
 from longfocus.memory import Part, dense
 from longfocus.memory.audit import Width
-from longfocus.memory.base import PairsFile
 from longfocus.memory.clustered import FIRST, Clustered
 from longfocus.memory.header import BLOCK_BYTES
 from longfocus.memory.sorting import in_order
 from longfocus.memory.tensor_file import TensorFile
+from longfocus.memory.trusted import PairsFile
 
 DTYPES = ("float32", "bfloat16", "int8")
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)

@@ -14,10 +14,10 @@ architectures that drop unknown kwargs; never in module or global state.
 """
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,15 @@ from torch.nn import functional
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from longfocus.config import FocusConfig
 from longfocus.core.additional import AdditionalContexts
-from longfocus.core.attention import attend, gate, merge, sink
+from longfocus.core.attention import Partial, attend, gate, merge, sink
 from longfocus.core.blocked import Scoring
-from longfocus.core.crossbatch import attend_jointly, attend_rows
+from longfocus.core.crossbatch import Pool, attend_jointly, attend_rows
 from longfocus.errors import LongFocusError
-from longfocus.hf.cache import FocusCache
-from longfocus.hf.rotary import CosSin, Rotary, identity
-from longfocus.hf.trace import Trace
+from longfocus.hf.call import Call, LayerCall, PassDone
+from longfocus.hf.rotary import Rotary
 from longfocus.hf.window import MemoryLayer
+from longfocus.memory import Part
 
 PREFIX = "focus_"
 GATE = "focus_gate"
@@ -49,47 +48,6 @@ _HARMLESS = {
     "sliding_window",
     "use_cache",
 }
-
-
-class ReadingDone(Exception):
-    """The last memory layer has stored a window that is only read; nothing after it can matter."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one forward pass of an attached model tells its memory layers."""
-
-    config: FocusConfig
-    cache: FocusCache | None = None
-    contexts: AdditionalContexts | None = None
-    """Other rows that a row sees in a crossbatch, checked."""
-    stops_after: int | None = None
-    """Layer after whose keys and values the pass may stop, in a window that is only read."""
-    trace: Trace | None = None
-    traced: int = 0
-    """How many of the pass's last tokens are recorded in `trace`."""
-    passed: frozenset[str] = frozenset()
-    """Names of keyword arguments that the caller of the model passed down; they are not the attention's."""
-    _identities: list[tuple[Tensor, CosSin]] = field(default_factory=list, repr=False)
-
-    def identity(self, rotation: CosSin) -> CosSin:
-        """The rotation that changes nothing; layers share one where they share their rotation."""
-        for cos, made in self._identities:
-            if cos is rotation[0]:
-                return made
-        made = identity(rotation)
-        self._identities.append((rotation[0], made))
-        return made
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """A `Call` at one memory layer, with the true rotation that the hook withheld from the module."""
-
-    call: Call
-    layer: int
-    rotary: Rotary
-    position_embeddings: CosSin
 
 
 class FocusHook:
@@ -146,44 +104,100 @@ def _focus_attention(
         return plain(module, query, key, value, attention_mask, **kwargs)
     call = focus_layer.call
     if call.stops_after == focus_layer.layer and call.config.positions != "true":
-        raise ReadingDone
+        raise PassDone
     query, key, first_key = _rotate(focus_layer, query, key)
     if call.stops_after == focus_layer.layer:
-        raise ReadingDone
+        raise PassDone
     layer = None if call.cache is None else call.cache.windows[focus_layer.layer]
     parts = layer.parts() if isinstance(layer, MemoryLayer) else []
     contexts = call.contexts if call.contexts is not None and call.contexts.plan.shape[1] else None
-    trace = call.trace if call.traced else None
-    if trace is not None:
-        trace.begin(focus_layer.layer, query.shape[0], call.traced)
+    if call.trace is not None and call.traced:
+        call.trace.begin(focus_layer.layer, query.shape[0], call.traced)
     if not parts and contexts is None:
         return plain(module, query, key, value, attention_mask, **kwargs)
-    scoring = _scoring(module, query, kwargs, call.passed)
-    own = _own_window(query, attention_mask, scoring)
-    sinks = kwargs.get("s_aux")
-    gates = getattr(module, GATE) if call.config.merge == "gate" else None
-    if contexts is not None:
-        pool = contexts.pool(first_key, value)
-        if contexts.mass is not None:
-            contexts.mass.look(focus_layer.layer, query, pool, contexts.plan, own, contexts.valid)
-        if gates is None:
-            output = attend_jointly(query, key, value, pool, contexts.plan, own, sinks)
-            return output.transpose(1, 2).contiguous(), None
-        other = attend_rows(query, pool, contexts.plan, **scoring)
+    own = _own_window(query, attention_mask, _scoring(module, query, kwargs, call.passed))
+    beside = _Beside(
+        kwargs.get("s_aux"), getattr(module, GATE) if call.config.merge == "gate" else None
+    )
+    if contexts is None:
+        joint = _with_memory(focus_layer, query, key, value, parts, own, beside)
     else:
-        assert call.cache is not None, "only a cache has parts"
-        other = call.cache.searches[focus_layer.layer](query, parts, **scoring)
-    local = attend(query, key, value, bias=own.bias, causal=own.causal, **scoring)
-    local = local if sinks is None else sink(local, sinks)
-    joint = merge([local, other]) if gates is None else gate(local, other, gates)
-    if trace is not None and parts:
+        pool = contexts.pool(first_key, value)
+        joint = _with_contexts(focus_layer, query, key, value, pool, contexts, own, beside)
+    return joint.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+class _Beside(NamedTuple):
+    """What takes part in a layer's softmax, or mixes what comes out of two."""
+
+    sinks: Tensor | None
+    gates: Tensor | None
+
+    def join(self, local: Partial, other: Partial) -> Partial:
+        """Attention over the window and what lies beyond it."""
+        local = local if self.sinks is None else sink(local, self.sinks)
+        return merge([local, other]) if self.gates is None else gate(local, other, self.gates)
+
+
+def _with_memory(
+    focus: LayerCall,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: Sequence[Part],
+    own: Scoring,
+    beside: _Beside,
+) -> Tensor:
+    call, traced = focus.call, focus.call.traced
+    if is_last_look := bool(traced) and call.looks_last == focus.layer:
+        # the other tokens have no use for what they would see
+        query = query[:, :, -traced:]
+        own = replace(own, bias=None if own.bias is None else own.bias[:, :, -traced:])
+    scoring = {"scale": own.scale, "softcap": own.softcap}
+    assert call.cache is not None, "only a cache has parts"
+    other = call.cache.searches[focus.layer](query, parts, **scoring)
+    joint = beside.join(_local(query, key, value, own), other)
+    if call.trace is not None and traced:
         # with a gate, exp(score) is divided by the memory's own sum, and the result takes the gate's share
-        gated = None if gates is None else other.lse - functional.logsigmoid(gates)[:, None]
+        total = joint.lse
+        if beside.gates is not None:
+            total = other.lse - functional.logsigmoid(beside.gates)[:, None]
         top_k = call.config.top_k if call.config.search in ("exact", "faiss") else None
-        total = joint.lse if gated is None else gated
-        last, total = query[:, :, -call.traced :], total[:, :, -call.traced :]
-        trace.look(focus_layer.layer, last, parts, total, top_k=top_k, **scoring)
-    return joint.output.to(query.dtype).transpose(1, 2).contiguous(), None
+        last, total = query[:, :, -traced:], total[:, :, -traced:]
+        call.trace.look(focus.layer, last, parts, total, top_k=top_k, **scoring)
+    if is_last_look:
+        raise PassDone
+    return joint.output
+
+
+def _with_contexts(
+    focus: LayerCall,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pool: Pool,
+    contexts: AdditionalContexts,
+    own: Scoring,
+    beside: _Beside,
+) -> Tensor:
+    if contexts.mass is not None:
+        contexts.mass.look(focus.layer, query, pool, contexts.plan, own, contexts.valid)
+    if beside.gates is None:
+        return attend_jointly(query, key, value, pool, contexts.plan, own, beside.sinks)
+    other = attend_rows(query, pool, contexts.plan, scale=own.scale, softcap=own.softcap)
+    return beside.join(_local(query, key, value, own), other).output
+
+
+def _local(query: Tensor, key: Tensor, value: Tensor, own: Scoring) -> Partial:
+    return attend(
+        query,
+        key,
+        value,
+        scale=own.scale,
+        softcap=own.softcap,
+        bias=own.bias,
+        causal=own.causal,
+    )
 
 
 def _rotate(focus: LayerCall, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:

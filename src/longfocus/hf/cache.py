@@ -26,7 +26,7 @@ from longfocus.memory.document import DocumentMemory
 from longfocus.memory.tiers import Allocate, in_memory
 
 if TYPE_CHECKING:
-    from longfocus.hf.attention import Call
+    from longfocus.hf.call import Call
 
 
 class FocusCache(CachedPairs):

@@ -12,6 +12,7 @@ from longfocus.hf.window import MemoryLayer
 from longfocus.memory import Part
 from longfocus.memory.quantized import LARGEST, Scales
 from longfocus.memory.sorting import in_order
+from longfocus.memory.trusted import are_finite
 
 _WINDOW = ("keys", "values", "rotated")
 _PAIRS = ("key", "value")
@@ -98,7 +99,7 @@ def _stored(tensors: Mapping[str, Tensor], own: str, shape: tuple[int, int]) -> 
     for scale in scales:
         if tuple(scale.shape) != expected or scale.dtype != torch.float32:
             raise ValueError(f"scales of shape {tuple(scale.shape)} and type {scale.dtype}")
-        if not (scale * LARGEST).isfinite().all():
+        if not are_finite(scale * LARGEST):
             raise ValueError("pairs that are NaN or infinite")
     return Part(key, value, scales=scales)
 
@@ -108,5 +109,5 @@ def _check(pairs: Sequence[Tensor], shape: tuple[int, int], tokens: int) -> None
     for tensor in pairs:
         if tuple(tensor.shape) != (1, heads, tokens, dim) or not tensor.is_floating_point():
             raise ValueError(f"pairs of shape {tuple(tensor.shape)} and type {tensor.dtype}")
-        if not tensor.isfinite().all():
+        if not are_finite(tensor):
             raise ValueError("pairs that are NaN or infinite")

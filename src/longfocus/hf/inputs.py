@@ -64,6 +64,11 @@ class Windows:
         last = self.tokens if self.trace.last is None else self.trace.last
         return max(piece.stop - max(piece.start, self.tokens - last), 0)
 
+    @property
+    def only_looks(self) -> bool:
+        """Whether nothing is wanted but the trace."""
+        return self.trace is not None and self.trace.ends_pass
+
     def arguments(self, piece: Piece, shared: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the stock forward for one piece."""
         chosen = dict(shared)

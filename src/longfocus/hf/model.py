@@ -23,8 +23,8 @@ from longfocus.core.windows import Piece, cut
 from longfocus.errors import LongFocusError
 from longfocus.hf import checks, inputs
 from longfocus.hf.attachment import Attachment
-from longfocus.hf.attention import Call, ReadingDone
 from longfocus.hf.cache import FocusCache
+from longfocus.hf.call import Call, PassDone
 from longfocus.hf.gates import add_gates
 from longfocus.hf.quiet import without_length_reminder
 from longfocus.hf.refusals import check_base, refuse_generation, refuse_paged
@@ -64,7 +64,8 @@ class FocusMixin(PreTrainedModel):
         `last_context_length`: tokens of a long prompt that stay in the window, for this call. `additional_contexts`:
         a crossbatch plan `[rows, contexts]`; memory layers of row b also see the windows of the rows it lists.
         An `AdditionalContexts` also says what is padding, and lists rows of other processes.
-        `focus_trace` collects where memory layers looked. `attention_mask` covers everything seen and the new tokens.
+        `focus_trace` collects where memory layers looked; with one that `ends_pass` nothing else may come back (None).
+        `attention_mask` covers everything seen and the new tokens.
         """
         tokens = checks.check_tokens(self, input_ids, inputs_embeds)
         shared = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **kwargs}
@@ -137,7 +138,7 @@ class FocusMixin(PreTrainedModel):
                 return super().forward(
                     **kwargs, **extra, past_key_values=call.cache, use_cache=True
                 )
-            except ReadingDone:
+            except PassDone:
                 return None
             except BaseException:
                 call.cache.rewind()
@@ -181,13 +182,15 @@ class FocusMixin(PreTrainedModel):
             if piece.evict_before:
                 memory.evict()
             wanted = windows.wanted(piece)
-            is_only_read = piece.evict_after and not (wanted or wants_states)
+            traced = windows.traced(piece)
+            is_only_read = piece.evict_after and not (wanted or wants_states or traced)
             call = Call(
                 memory.config,
                 cache=memory,
                 stops_after=self.focus.last_layer if is_only_read else None,
                 trace=windows.trace,
-                traced=windows.traced(piece),
+                traced=traced,
+                looks_last=self.focus.last_layer if traced and windows.only_looks else None,
                 passed=frozenset(shared),
             )
             arguments = windows.arguments(piece, shared)
@@ -200,11 +203,13 @@ class FocusMixin(PreTrainedModel):
                     f"The cache has taken the first {piece.start} of these {windows.tokens} tokens."
                 )
                 raise
-            if wanted or wants_states:
+            if output is not None and (wanted or wants_states):
                 outputs.append((output, wanted))
             windows.extend(piece)
             if piece.evict_after:
                 memory.evict(can_undo=not is_only_read)
+        if not outputs:
+            return None
         joined = inputs.join(outputs)
         joined.past_key_values = memory if use_cache else None
         if labels is not None and len(pieces) > 1:

@@ -45,10 +45,12 @@ class Trace:
 
     `queries`: for every recorded token, the `top` entries of every memory layer, heaviest first within a layer.
     `heat`: for every part, the weights of its entries, summed over recorded tokens and memory layers.
+    With `ends_pass` a pass ends where the last memory layer has looked with the recorded tokens, and gives no logits:
+    exact, and many times faster where the prompt is long.
     """
 
-    def __init__(self, top: int = 8, last: int | None = 1) -> None:
-        self.top, self.last = top, last
+    def __init__(self, top: int = 8, last: int | None = 1, *, ends_pass: bool = False) -> None:
+        self.top, self.last, self.ends_pass = top, last, ends_pass
         self.queries: list[list[Looked]] = []
         self.heat: dict[int, Tensor] = {}
         self._first_layer: int | None = None
@@ -122,8 +124,8 @@ class _Looks:
         """Weights of every entry of every part, averaged over heads."""
         found = []
         heads = self.query.shape[1]
-        block = max(1, _BLOCK_ELEMENTS // (heads * self.query.shape[2]))
         for part in self.parts:
+            block = max(1, min(part.step(), _BLOCK_ELEMENTS // (heads * self.query.shape[2])))
             # an approximate search has not looked at all of it
             part.verify()
             weights = self.total.new_zeros(self.query.shape[2], len(part))

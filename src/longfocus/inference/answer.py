@@ -74,7 +74,7 @@ class Asked:
     def look_again(self, answer: Sequence[int]) -> tuple[Trace, tuple[DocumentMemory, ...]]:
         """Where the model looked for every token of the answer."""
         cache = self.start()
-        trace = Trace(TOP, last=1)
+        trace = Trace(TOP, last=1, ends_pass=True)
         new = list(self.prompt[cache.get_seq_length() :])
         self._forward(cache, new, trace, **self.settings)
         trace.last = None

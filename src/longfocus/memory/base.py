@@ -19,13 +19,17 @@ from torch import Tensor
 
 from longfocus.core.attention import Partial, attend, merge, nothing, under_autocast
 from longfocus.core.blocked import exact_dtype
-from longfocus.core.runs import Pairs, Runs, attend_lines
+from longfocus.core.runs import Pairs, attend_lines
 from longfocus.memory.clusters import Clusters
 from longfocus.memory.quantized import Scales
+from longfocus.memory.trusted import PairsFile
 from longfocus.memory.writes import Writes
 
-# Components of keys converted to another number type at a time.
-CONVERTED_ELEMENTS = 2**24
+# Components of keys turned into another number type at a time: on a CPU so few that they stay in its cache.
+CONVERTED_ELEMENTS = 2**19
+DEVICE_CONVERTED_ELEMENTS = 2**24
+# Answers of one query to several blocks that are held at a time.
+HELD_PARTIALS = 16
 # Queries of one KV head that are faster in matrix tiles than in torch's fused attention.
 FEW_QUERIES = 256
 # Scores held at a time while searching, in elements.
@@ -39,23 +43,6 @@ class Hits(NamedTuple):
     """query . key * scale, before any softcap; -inf where there are fewer than k visible keys."""
     positions: Int[Tensor, "batch heads query k"]
     """Places in the part."""
-
-
-@runtime_checkable
-class PairsFile(Protocol):
-    """The file that pairs are mapped from. Raises LongFocusError where it was altered."""
-
-    def verify(self) -> None:
-        """All of the pairs are what was written."""
-
-    def verify_clusters(self) -> None:
-        """What `Clusters` says is what was written; nothing is said of the pairs."""
-
-    def announce(self, line: int, kv_head: int, runs: Runs) -> None:
-        """Have the system begin to load some runs of pairs of one line and KV head."""
-
-    def fetch(self, line: int, kv_head: int, runs: Runs) -> None:
-        """Load and verify them."""
 
 
 @runtime_checkable
@@ -87,7 +74,7 @@ class Part:
     valid: Bool[Tensor, "lines pairs"] | None = None
     rows: tuple[int, ...] | None = None
     scales: Scales | None = None
-    file: "PairsFile | None" = None
+    file: PairsFile | None = None
     clusters: Clusters | None = None
     writes: Writes | None = None
     """What happens to the room that the pairs lie in; None for pairs that never change."""
@@ -139,6 +126,13 @@ class Part:
             return key, value
         by_key, by_value = (scale[index][..., None].to(dtype) for scale in self.scales)
         return key * by_key, value * by_value
+
+    def step(self) -> int:
+        """Pairs to be turned into another number type at a time."""
+        on_cpu = self.key.device.type == "cpu"
+        elements = CONVERTED_ELEMENTS if on_cpu else DEVICE_CONVERTED_ELEMENTS
+        lines, kv_heads, _, dim = self.key.shape
+        return max(1, elements // max(lines * kv_heads * dim, 1))
 
     def keys(
         self, start: int, stop: int, dtype: torch.dtype
@@ -253,14 +247,15 @@ def _attend(query: Tensor, part: Part, *, scale: float, softcap: float | None) -
             return fused
     device = query.device.type
     wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    each = part.key.shape[0] * part.key.shape[1] * part.key.shape[3]
-    step = len(part) if part.key.dtype == wanted else CONVERTED_ELEMENTS // each
-    found = []
-    for start in range(0, len(part), max(step, 1)):
-        stop = min(start + max(step, 1), len(part))
+    step = max(1, len(part)) if part.key.dtype == wanted else part.step()
+    found: list[Partial] = []
+    for start in range(0, len(part), step):
+        stop = min(start + step, len(part))
         seen = None if part.valid is None else part.valid[:, start:stop]
         key, value = (read(start, stop, query.dtype) for read in (part.keys, part.values))
         found.append(attend(query, key, value, scale=scale, valid=seen, softcap=softcap))
+        if len(found) == HELD_PARTIALS:
+            found = [merge(found)]
     return merge(found) if found else nothing(query)
 
 
@@ -272,9 +267,17 @@ def _best(query: Tensor, part: Part, *, k: int, scale: float) -> Hits:
     folded = query.unflatten(1, (kv_heads, -1)).flatten(2, 3)
     block = max(k, SEARCH_ELEMENTS // max(folded.shape[:-1].numel(), 1), 128)
     best = None
+    step = block if part.key.dtype == query.dtype else part.step()
     for start in range(0, len(part), block):
         stop = min(start + block, len(part))
-        scores = (folded @ part.keys(start, stop, query.dtype).mT).to(exact_dtype(query)) * scale
+        scores = torch.cat(
+            [
+                folded @ part.keys(some, min(some + step, stop), query.dtype).mT
+                for some in range(start, stop, step)
+            ],
+            -1,
+        ).to(exact_dtype(query))
+        scores *= scale
         if part.valid is not None:
             scores.masked_fill_(~part.valid[:, None, None, start:stop], -torch.inf)
         top = scores.topk(min(k, stop - start), dim=-1)

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from longfocus.core.attention import Partial, merge
 from longfocus.memory.audit import reports
-from longfocus.memory.base import CONVERTED_ELEMENTS, Part
+from longfocus.memory.base import Part
 from longfocus.memory.certificate import Masses, lse_error, masses, missed_share
 from longfocus.memory.dense import dense
 from longfocus.memory.residuals import Residuals, largest_key, norm
@@ -200,8 +200,7 @@ def _largest(parts: Sequence[Part]) -> float:
     """At least the norm of every key of some parts."""
     found = 0.0
     for part in parts:
-        each = part.key.shape[0] * part.key.shape[1] * part.key.shape[3]
-        step = max(1, CONVERTED_ELEMENTS // each)
+        step = part.step()
         for start in range(0, len(part), step):
             keys = part.keys(start, min(start + step, len(part)), torch.float32)
             found = max(found, float(norm(keys.flatten(0, 2)).max()))

@@ -7,9 +7,7 @@ from longfocus.errors import LongFocusError
 from longfocus.memory.base import Part
 from longfocus.memory.quantized import quantize
 from longfocus.memory.sorting import room
-
-# Components converted at a time.
-BLOCK_ELEMENTS = 2**18
+from longfocus.memory.trusted import are_finite
 
 
 def converted(part: Part, dtype: str) -> Part:
@@ -22,7 +20,7 @@ def converted(part: Part, dtype: str) -> Part:
     kind = getattr(torch, dtype)
     key, value, scales = room(part.key.shape, kind, part.key.device)
     wide = torch.float32 if is_int8 else kind
-    step = max(1, BLOCK_ELEMENTS // max(part.key[:, :, :1].numel(), 1))
+    step = part.step()
     for start in range(0, len(part), step):
         own = slice(start, min(start + step, len(part)))
         for place, (made, read) in enumerate(((key, part.keys), (value, part.values))):
@@ -35,7 +33,7 @@ def converted(part: Part, dtype: str) -> Part:
 
 
 def _finite(numbers: Tensor, dtype: str) -> Tensor:
-    if not numbers.isfinite().all():
+    if not are_finite(numbers):
         raise LongFocusError(
             f"Some keys or values are too large for {dtype}. Choose bfloat16 or int8, which take as much room."
         )

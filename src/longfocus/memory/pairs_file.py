@@ -15,6 +15,7 @@ from longfocus.memory.header import BLOCK_BYTES
 from longfocus.memory.quantized import LARGEST, Scales
 from longfocus.memory.tensor_file import TensorFile
 from longfocus.memory.tiers import joined
+from longfocus.memory.trusted import are_finite
 
 _CLUSTERS = ("centroids", "spread", "starts")
 
@@ -118,7 +119,7 @@ class MappedPairs:
                 continue
             each = BLOCK_BYTES // tensor.element_size()
             some = tensor[block * each : (block + 1) * each]
-            if not (torch.stack(some.aminmax()) * largest).isfinite().all():
+            if not are_finite(torch.stack(some.aminmax()) * largest):
                 self._refusal = LongFocusError(
                     f"{self.file.path} holds keys or values that are NaN or infinite ({self.prefix}{name}), which "
                     "would spoil every answer. Read the text again."

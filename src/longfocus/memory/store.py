@@ -22,6 +22,7 @@ from longfocus.memory.blocks import Block, Room, side_by_side
 from longfocus.memory.quantized import Scales
 from longfocus.memory.sorting import cluster, room
 from longfocus.memory.tiers import Allocate, in_memory
+from longfocus.memory.trusted import are_finite
 
 SORTED_FROM = 16_384
 """Pairs that are not worth sorting."""
@@ -210,7 +211,7 @@ def finite(pairs: Tensor, valid: Tensor | None) -> Tensor:
     """The pairs with padding set to zero (0 times NaN would be NaN); refuses real ones that are not finite."""
     if valid is not None:
         pairs = pairs.masked_fill(~valid.to(pairs.device)[:, None, :, None], 0.0)
-    if not pairs.isfinite().all():
+    if not are_finite(pairs):
         raise LongFocusError(
             "The model produced keys or values that are NaN or infinite, so they cannot enter the memory: one of them "
             "would spoil every later answer. Check the weights and the number type (float16 overflows; try bfloat16)."
