@@ -283,13 +283,14 @@ def test_where_the_compiler_fails_torch_answers_and_it_is_said_once(
 
 
 @pytest.mark.usefixtures("new_library")
+@pytest.mark.parametrize("through", ["", "sh "])
 def test_what_cannot_be_loaded_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    through: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiler = tmp_path / "lying"
     compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho nonsense > "$2"\n')
     compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("CC", f"{through}{compiler}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     answers_in_torch(monkeypatch)
     assert "could not be compiled or loaded" in caplog.text

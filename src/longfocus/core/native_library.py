@@ -1,9 +1,11 @@
 """The C part of the package (native/*.c), compiled once by the machine's compiler and kept in the user's cache."""
 
+import atexit
 import ctypes
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -36,14 +38,16 @@ def native_library() -> ctypes.CDLL | None:
     """The compiled functions; None, which is said once, where they are switched off or cannot be compiled."""
     if os.environ.get(SWITCH) == "0":
         return None
-    compiler = shutil.which(os.environ.get("CC") or "cc")
+    # "ccache gcc" names a program and what it is given first
+    name, *given = os.environ.get("CC", "").split() or ["cc"]
+    compiler = shutil.which(name)
     if compiler is None:
         _log.info(
             "There is no C compiler here: clustered search visits clusters in torch, which is slower."
         )
         return None
     try:
-        return ctypes.CDLL(str(_compiled(compiler)))
+        return ctypes.CDLL(str(_compiled((compiler, *given))))
     except (OSError, subprocess.SubprocessError) as error:
         _log.warning(
             "%s could not be compiled or loaded (%s): clustered search visits clusters in torch, which is slower. "
@@ -55,10 +59,10 @@ def native_library() -> ctypes.CDLL | None:
         return None
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: tuple[str, ...]) -> Path:
     """The library of this source, compiler and processor."""
     sources = [file.read_bytes() for file in sorted(_SOURCE.parent.iterdir())]
-    made_of = (*sources, compiler.encode(), _processor(), repr((_FLAGS, _MORE_FLAGS)).encode())
+    made_of = (*sources, _processor(), repr((compiler, _FLAGS, _MORE_FLAGS)).encode())
     name = f"runs-{sha256(b'|'.join(made_of)).hexdigest()[:20]}.so"
     folder = _folder()
     library = folder / name
@@ -71,8 +75,8 @@ def _compiled(compiler: str) -> Path:
     return library
 
 
-def _compile(compiler: str, made: Path) -> None:
-    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made), "-lm"]
+def _compile(compiler: tuple[str, ...], made: Path) -> None:
+    command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(made), "-lm"]
     says = ""
     for extra in _MORE_FLAGS:
         done = subprocess.run(
@@ -86,11 +90,11 @@ def _compile(compiler: str, made: Path) -> None:
         if done.returncode == 0:
             return
         says = done.stderr.strip()
-    raise OSError(f"{compiler} says: {says[-300:]}")
+    raise OSError(f"{shlex.join(compiler)} says: {says[-300:]}")
 
 
 def _folder() -> Path:
-    """Where compiled libraries are kept: the user's cache, or a new folder where that cannot be written."""
+    """Where compiled libraries are kept: the user's cache; if that is read-only, a folder until the process ends."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "longfocus"
     try:
@@ -99,7 +103,9 @@ def _folder() -> Path:
             return folder
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="longfocus-"))
+    folder = Path(tempfile.mkdtemp(prefix="longfocus-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _processor() -> bytes:

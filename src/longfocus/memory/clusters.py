@@ -71,10 +71,6 @@ class Clusters:
     def _log_sizes(self) -> Tensor:
         return self.sizes.to(self.centroids.dtype).log()
 
-    def line(self, line: int) -> "Clusters":
-        own = slice(line, line + 1)
-        return Clusters(self.centroids[own], self.spread[own], self.starts[own], self.order[own])
-
     def to(self, device: torch.device) -> "Clusters":
         found = (self.centroids, self.spread, self.starts, self.order)
         return Clusters(*(tensor.to(device) for tensor in found))
