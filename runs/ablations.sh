@@ -9,7 +9,7 @@
 set -eu
 out=${1:-.runs/ablations} data=${2:-.runs/language/data} results=${3:-.runs/ablation_results}
 export OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1
-variants="fot_d1 gate no_gradient memorizing_joint w1 w2"
+variants="fot_d1 gate memorizing no_gradient memorizing_joint w1 w2"
 
 longfocus train language --output "$out" --data-folder "$data" --base-steps 1000 --steps 120 --only $variants
 for variant in $variants; do

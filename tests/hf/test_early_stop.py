@@ -105,5 +105,6 @@ def test_a_pass_that_ends_with_its_looks_has_seen_the_same(
     assert len(whole.queries) == len(early.queries) == (last or LENGTH)
     for one, other in zip(whole.queries, early.queries, strict=True):
         assert [entry[:3] for entry in one] == [entry[:3] for entry in other]
-        torch.testing.assert_close([entry[3:] for entry in one], [entry[3:] for entry in other])
-    torch.testing.assert_close(whole.heat, early.heat)
+        weights = (torch.tensor([entry[3:] for entry in entries]) for entries in (one, other))
+        torch.testing.assert_close(*weights, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(whole.heat, early.heat, atol=1e-6, rtol=1e-5)
