@@ -3,7 +3,8 @@
 # positions with linear, dynamic and yarn scaling, and true places in one stream. The dictionary, a language model, and the
 # shipped model that finds pass keys are trained by each for equal processor time or equal tokens, and measured.
 #
-# Hardware and minutes: not finished yet. One thread of a 2-core Intel Xeon at 2.6 GHz (AMX), other work on both cores.
+# Dictionary and perplexities: one thread of a 2-core Intel Xeon at 2.6 GHz (AMX), 2026-11-21, its minutes not recorded. Pass keys: one thread
+# of a 2-core AMD EPYC (AVX2), 2026-11-22, 12 to 25 minutes a variant. Other work on both cores. Not finished: docs/positions.md.
 # The same command goes on where it was stopped. Needs what runs/language.sh makes, in $1; results: folders under $2.
 set -eu
 language=${1:-.runs/language} out=${2:-.runs/positions}

@@ -4,7 +4,6 @@ import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from longfocus.evaluation.layers_choice import preference
 from longfocus.evaluation.results import Results
 from longfocus.evaluation.runner import run
 from longfocus.evaluation.subject import Subject
+from longfocus.hf.trace import Trace
 from longfocus.memory.dense import dense
 from small import SPECIAL, byte_tokenizer, small_model
 
@@ -85,13 +85,17 @@ def memory_share(model: Any, documents: Sequence[Any], asked: Tensor) -> Tensor:
         sums.append(found.lse)
         return found
 
-    trace = SimpleNamespace(last=None, begin=lambda *given: None)
-    trace.look = lambda layer, query, parts, total, **scoring: totals.append(total)
+    class Totals(Trace):
+        def look(
+            self, layer: int, query: Tensor, parts: Any, total: Tensor, **scoring: Any
+        ) -> None:
+            totals.append(total)
+
     with torch.no_grad():
         model(
             asked[None],
             past_key_values=longfocus.FocusCache(model, documents, searches={layer: noting}),
-            focus_trace=trace,
+            focus_trace=Totals(last=None),
             last_context_length=len(asked),
         )
     return (sums[0] - totals[0]).exp()[0].mean(-1)
