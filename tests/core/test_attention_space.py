@@ -83,6 +83,22 @@ def test_gradients_through_a_long_memory_are_linear_in_queries_and_keys(
     assert 0 < space.saved <= 4 * LINEAR < MATRIX / 7
 
 
+@pytest.mark.parametrize("search", [dense, exact])
+def test_a_memory_of_another_type_is_converted_some_pairs_at_a_time(
+    search: Callable[..., Partial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_a_time = 2**15
+    monkeypatch.setattr(base, "CONVERTED_ELEMENTS", at_a_time)
+    monkeypatch.setattr(base, "SEARCH_ELEMENTS", at_a_time)
+    query, key, value = random_set(
+        4, KEYS, heads=HEADS, kv_heads=HEADS, batch=1, dtype=torch.float32
+    )
+    part = Part(key.bfloat16(), value.bfloat16())
+    with measured() as space:
+        search(query, [part], scale=0.3)
+    assert 0 < space.largest <= 2 * at_a_time < elements(part.key) / 9
+
+
 def through_trace(query: torch.Tensor, parts: Sequence[Part], *, scale: float) -> None:
     total = dense(query, parts, scale=scale).lse
     trace = Trace()
@@ -90,20 +106,18 @@ def through_trace(query: torch.Tensor, parts: Sequence[Part], *, scale: float) -
     trace.look(0, query, parts, total, scale=scale)
 
 
-@pytest.mark.parametrize("look", [dense, exact, through_trace])
-def test_a_memory_of_another_type_is_converted_some_pairs_at_a_time(
+@pytest.mark.parametrize("look", [exact, through_trace])
+def test_one_query_converts_no_more_keys_than_it_has_scores(
     look: Callable[..., Partial | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_a_time = 2**15
-    monkeypatch.setattr(base, "CONVERTED_ELEMENTS", at_a_time)
+    monkeypatch.setattr(base, "CONVERTED_ELEMENTS", 2**15)
     query, key, value = random_set(
         1, KEYS, heads=HEADS, kv_heads=HEADS, batch=1, dim=DIM, dtype=torch.float32
     )
     part = Part(key.bfloat16(), value.bfloat16())
-    weights = KEYS * HEADS
     with measured() as space:
         look(query, [part], scale=0.3)
-    assert 0 < space.largest <= max(2 * at_a_time, weights) < elements(part.key) / 7
+    assert 0 < space.largest <= KEYS * HEADS < elements(part.key) / 7
 
 
 def test_top_k_search_gathers_the_chosen_pairs_of_a_few_queries_at_a_time(

@@ -149,7 +149,7 @@ def _with_memory(
     beside: _Beside,
 ) -> Tensor:
     call, traced = focus.call, focus.call.traced
-    if is_last_look := bool(traced) and call.looks_last == focus.layer:
+    if is_last_look := call.looks_last == focus.layer:
         # the other tokens have no use for what they would see
         query = query[:, :, -traced:]
         own = replace(own, bias=None if own.bias is None else own.bias[:, :, -traced:])

@@ -29,7 +29,7 @@ class Call:
     traced: int = 0
     """How many of the pass's last tokens are recorded in `trace`."""
     looks_last: int | None = None
-    """Layer after whose looks the pass may stop, for nothing but its `trace` is wanted."""
+    """Layer after whose looks the pass may stop, for only its `trace` is wanted; set where tokens are `traced`."""
     passed: frozenset[str] = frozenset()
     """Names of keyword arguments that the caller of the model passed down; they are not the attention's."""
     _identities: list[tuple[Tensor, CosSin]] = field(default_factory=list, repr=False)
