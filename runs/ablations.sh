@@ -1,9 +1,9 @@
 #!/bin/sh
 # The paper's ablations on language models (docs/results.md): one softmax against the gate, memory keys with gradient against
 # without, and one or two windows of memory in training against up to 15. A smaller base and fewer steps than in
-# runs/language.sh, whose data are taken if $2 names them; the same documents are held out.
+# runs/language.sh, whose data are taken from $2; the same documents are held out.
 #
-# One thread of a 2-core AMD EPYC (AVX2), other work on both cores, 2026-11-22: base 31 processor minutes, variants 15 to 20 each, their
+# One thread of a 2-core AMD EPYC (AVX2), other work on both cores, 2026-11-22: base 31 processor minutes, variants 15 to 24 each, their
 # evaluations about 4 each.
 # The same command goes on where it was stopped. Models: folders under $1; results: folders under $3 (docs/evaluation.md).
 set -eu

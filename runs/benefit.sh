@@ -3,7 +3,7 @@
 # of the same documents without memory: truncated, full context, memory without training, trained memory, BM25.
 #
 # One thread of a 2-core Intel Xeon at 2.6 GHz (AMX), other work on both cores, 2026-11-21: plain_recall 53 processor minutes, all else
-# about 35 minutes.
+# about 35 minutes. predict_language_prefix: an AMD EPYC (AVX2), 2026-11-22, with the data of runs/ablations.sh.
 # The same command goes on where it was stopped. Needs what runs/language.sh makes, in $1; results: folders under $2.
 set -eu
 out=${1:-.runs/language} results=${2:-.runs/benefit}

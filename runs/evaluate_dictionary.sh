@@ -1,6 +1,7 @@
 #!/bin/sh
 # Dictionary lookup: int8 against bfloat16 memory at 64K, 256K and 1M tokens, and 16M tokens with the disk tier.
-# One thread of a 2-core Intel Xeon at 2.6 GHz (AMX), the other busy, 2026-11-21: 81 minutes for 16M.
+# One thread of a 2-core Intel Xeon at 2.6 GHz (AMX), the other busy, 2026-11-21: 81 minutes for 16M, those
+# of the shorter ones were not recorded.
 # Results: a folder each under $1 (docs/evaluation.md).
 set -eu
 results=${1:-.runs}

@@ -2,7 +2,8 @@
 # The language models of runs/language.sh on all held-out documents that are long enough: perplexity by length of the
 # memory, of one document and among others, attention on the own document, and top-k against dense. Then a report.
 #
-# One thread of a 2-core Intel Xeon at 2.6 GHz (AMX). Results: a folder each under $2 (docs/evaluation.md).
+# One thread of a 2-core Intel Xeon at 2.6 GHz (AMX), 2026-11-21, minutes not recorded; top-k against dense: one thread of a 2-core AMD
+# EPYC (AVX2), 2026-11-22, with the data of runs/ablations.sh. Results: a folder each under $2 (docs/evaluation.md).
 set -eu
 models=${1:-.runs/language} results=${2:-.runs/language_results}
 export OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1

@@ -1,4 +1,4 @@
-"""Imports point left only, and a third-party package has one home (DESIGN section 5).
+"""Imports point left only, and a third-party package has one home.
 
     errors <- config, atomic <- core <- memory <- hf <- inference <- training, evaluation <- cli, serving
 
@@ -117,7 +117,7 @@ def imported_room(name: str) -> str | None:
 @pytest.mark.parametrize("path", FILES, ids=short)
 def test_imports_point_left(path: Path) -> None:
     here = room(path)
-    assert here in RANKS, f"{here} is no room of DESIGN section 5"
+    assert here in RANKS, f"{here} is no known room"
     for name in names(path):
         if name.split(".")[0] != "longfocus":
             continue

@@ -21,7 +21,7 @@ MEMORY_DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
 
 @dataclass(frozen=True, kw_only=True)
 class FocusConfig:
-    """How a model looks into its memory (DESIGN section 2; paper section 3.1)."""
+    """How a model looks into its memory (paper section 3.1)."""
 
     memory_layers: tuple[int, ...]
     """Layers (counted from 0) that also attend to the memory; the others see the window only."""

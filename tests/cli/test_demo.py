@@ -87,7 +87,7 @@ def test_one_length_stands_for_all_up_to_it() -> None:
     assert parse_lengths(["16K", "1k"]) == [1024, 16_384]
 
 
-@pytest.mark.parametrize("wrong", ["", "many", "0", "12", "-4K", "4G"])
+@pytest.mark.parametrize("wrong", ["", "many", "0", "12", "-4K", "4G", "²"])
 def test_a_length_that_is_none_is_refused(wrong: str) -> None:
     with pytest.raises(LongFocusError, match="--tokens"):
         parse_lengths([wrong])

@@ -17,6 +17,7 @@ from longfocus.core import dictionary_task as task
 from longfocus.evaluation.costs import Costs
 from longfocus.evaluation.experiment import Cell, Experiment, Record, Row, Settings
 from longfocus.evaluation.intervals import share
+from longfocus.evaluation.subject import Subject
 from longfocus.inference.answer import Answer
 from longfocus.memory.audit import Retained
 
@@ -113,6 +114,13 @@ class Knowing:
         self.model, self.tokenizer, self.folder = DictionaryModel(), tokenizer, Path()
         self.window, self.window_prefix = 128, ()
         self.begin({})
+
+    costs_aside = Subject.costs_aside
+    refuse_one_stream = Subject.refuse_one_stream
+
+    def beginnings(self, texts: Sequence[str]) -> Sequence[str]:
+        """As they are: its sessions are asked texts."""
+        return texts
 
     def begin(self, cell: Cell, tell: Any = lambda done, text: None) -> None:
         self.costs, self.expected, self._tell = Costs(), cell.get("tokens", 0), tell

@@ -13,6 +13,7 @@ from longfocus.errors import LongFocusError
 from longfocus.evaluation.experiment import Cell, number_of_tokens
 from longfocus.evaluation.experiments import EXPERIMENTS, experiment, passkey
 from longfocus.evaluation.memory_options import MemoryOptions
+from longfocus.evaluation.needles import is_in
 from longfocus.evaluation.results import Results
 from longfocus.evaluation.runner import run
 from longfocus.evaluation.source_lines import frequent_words
@@ -110,6 +111,12 @@ def test_whole_answers_are_counted_apart() -> None:
     assert row["questions"] == 50
 
 
+def test_a_memory_that_holds_enough_records_is_read_once() -> None:
+    (row,) = measured("dictionary", Knowing(), tokens=("512",), questions=30, whole_answers=5)
+    # of a whole window
+    assert row["questions"] == 25
+
+
 def test_ambiguous_keys_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = task.draw_memory
 
@@ -150,8 +157,26 @@ def test_names_are_made_of_frequent_words(text_file: Path, tmp_path: Path) -> No
     assert 30 <= len(frequent_words(text_file)) <= 60
     assert "self" in frequent_words()
     (tmp_path / "short.txt").write_text("three little words")
-    with pytest.raises(LongFocusError, match="has only 3 words"):
-        frequent_words(tmp_path / "short.txt")
+    # too few, as in a text without Latin letters
+    assert frequent_words(tmp_path / "short.txt") == frequent_words()
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_right"),
+    [("48213", True), ("数字是48213。", True), ("148213", False), ("x48213", False)],
+)
+def test_an_answer_holds_whole_words_where_there_are_spaces(answer: str, is_right: bool) -> None:
+    assert is_in("48213", answer) is is_right
+    assert is_in("北京", "在北京吃饭")
+    assert not is_in("pear", "pearls")
+
+
+@pytest.mark.parametrize(
+    "given", [{"keys": 3}, {"text": "hard", "keys": 3}, {"file": Path(__file__)}]
+)
+def test_pass_keys_refuse_what_would_have_no_effect(given: dict[str, Any]) -> None:
+    with pytest.raises(LongFocusError, match="would have no effect"):
+        passkey.PasskeySettings(**given)
 
 
 def test_a_real_model_reads_and_is_asked(text_file: Path) -> None:

@@ -176,13 +176,15 @@ def test_data_with_one_text_alone_is_refused(tmp_path: Path) -> None:
         measured(Labelling(), path, questions=2)
 
 
+# the second as some spreadsheets write it
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
-def test_every_kind_of_file_is_read(tmp_path: Path, suffix: str) -> None:
+def test_every_kind_of_file_is_read(tmp_path: Path, suffix: str, encoding: str) -> None:
     path = tmp_path / f"data{suffix}"
     if suffix == ".jsonl":
-        path.write_text('{"q": "a, b", "a": "x"}\n\n{"q": "c", "a": "y"}\n')
+        path.write_text('{"q": "a, b", "a": "x"}\n\n{"q": "c", "a": "y"}\n', encoding)
     else:
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding=encoding) as file:
             writer = csv.writer(file, delimiter="," if suffix == ".csv" else "\t")
             writer.writerows([("q", "a"), ("a, b", "x"), ("c", "y")])
     assert load(str(path), "", "q", "a") == [Example("a, b", ("x",)), Example("c", ("y",))]

@@ -1,6 +1,7 @@
 """`longfocus evaluate perplexity`: memory counts exactly, documents are chosen by rule, intervals are fair."""
 
 import json
+import os
 from itertools import pairwise
 from math import exp, log
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from examining import Blind, Knowing, Session
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from families import SIZES, random_model
 from longfocus.errors import LongFocusError
@@ -20,6 +22,7 @@ from longfocus.evaluation import intervals
 from longfocus.evaluation.contexts import empty_context, mean_loss
 from longfocus.evaluation.experiments import experiment
 from longfocus.evaluation.experiments.perplexity import PerplexitySettings, records
+from longfocus.evaluation.given_files import hashes
 from longfocus.evaluation.held_out import HeldOut, evenly
 from longfocus.evaluation.memory_options import MemoryOptions
 from longfocus.evaluation.results import Results
@@ -93,6 +96,33 @@ def test_evaluation_of_who_knows_the_memory_has_no_loss_and_of_the_blind_that_of
     else:
         assert long["perplexity"] == pytest.approx(VOCABULARY)
         assert long["loss_change"] == 0
+
+
+def test_evaluation_at_the_shortest_length_costs_a_longer_one_nothing(data: Path) -> None:
+    subject = Knowing(byte_tokenizer())
+    subject.model, subject.window = NextTokenModel(), 64
+    settings = PerplexitySettings(data=(data,), tokens=("0", "128"), windows=1)
+    assert len(list(records(subject, settings, {"tokens": 128, "seed": 1}))) == 5
+    # one session for each document
+    assert len(subject.costs.retained) == 5
+
+
+def test_evaluation_says_that_others_are_too_few_before_anything_is_measured(data: Path) -> None:
+    settings = PerplexitySettings(
+        data=(data,), tokens=("0", "64K"), documents="multi", own="128", windows=1
+    )
+    with pytest.raises(LongFocusError, match="have no 65,536 tokens"):
+        next(records(Knowing(byte_tokenizer()), settings, {"tokens": 0, "seed": 1}))
+
+
+def test_evaluation_beyond_a_table_of_positions_is_refused(data: Path) -> None:
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=64
+    )
+    subject = Subject(AutoModelForCausalLM.from_config(config).eval(), byte_tokenizer())
+    assert found(subject, data, 32, tokens=("32",), evaluated=32, windows=1)
+    with pytest.raises(LongFocusError, match="a table of 64 positions"):
+        found(subject, data, 33, tokens=("33",), evaluated=32, windows=1)
 
 
 @pytest.mark.parametrize("layers", [(1,), (0, 2)])
@@ -203,6 +233,19 @@ def test_evaluation_chooses_documents_by_length_and_hash(data: Path) -> None:
     ]
     orders = {tuple(own.name for own in documents.chosen(1, 50, seed)) for seed in range(4)}
     assert len(orders) > 1
+
+
+def test_evaluation_reads_files_whose_names_are_no_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / name).write_text("text " * 100)
+    assert hashes(PerplexitySettings(data=(tmp_path,)))
+    (own,) = HeldOut([tmp_path], byte_tokenizer()).chosen(10, 5, seed=1)
+    assert own.name == name
+
+
+def test_evaluation_names_the_option_of_a_folder_without_texts(tmp_path: Path) -> None:
+    with pytest.raises(LongFocusError, match=r"--text .* holds no text"):
+        HeldOut([tmp_path], byte_tokenizer(), "--text")
 
 
 def _holds(ids: list[int], piece: list[int]) -> bool:

@@ -74,8 +74,15 @@ def test_rows_count_what_is_the_same() -> None:
     record = {"layer": 1, "knn_score": 0.5, "focus_score": 0.25, "same_token_by_chance": 0.1}
     flags = [(True, True, True, False), (True, True, False, False), (False, False, False, True)]
     names = ("is_same_token", "is_in_word", "is_same_word", "is_next_token")
-    row = retrieval.row([{**record, **dict(zip(names, own, strict=True))} for own in flags])
+    found = [
+        {**record, "query": query, **dict(zip(names, own, strict=True))}
+        for query, own in enumerate(flags)
+    ]
+    row = retrieval.row(found)
     assert row["same_token"] == pytest.approx(2 / 3)
+    # what several layers find of a query makes the interval no narrower
+    of_layers = retrieval.row([{**own, "layer": layer} for own in found for layer in LAYERS])
+    assert of_layers == row
     assert row["same_word"] == 0.5
     assert row["next_token"] == pytest.approx(1 / 3)
     assert row["knn_score"] == 0.5
@@ -93,6 +100,17 @@ def test_seeds_read_other_parts_of_a_text(text_file: Path) -> None:
     parts = [list(Text(subject(), text_file, seed, 200).parts(100)) for seed in (1, 2)]
     assert parts[0] != parts[1]
     assert all("".join(own) in "\n" + TEXT for own in parts)
+
+
+@pytest.mark.parametrize("spare", [0, 100])
+def test_a_text_that_is_long_enough_is_so_from_every_place(spare: int, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("\n".join("x" * (number * 7 % 40) for number in range(100)))
+    # a part, and what looks back, may each be almost a line longer than asked for
+    tokens = sum(number * 7 % 40 + 1 for number in range(100)) - 2 * 40 - spare
+    for seed in range(40):
+        text = Text(subject(), tmp_path / "file", seed, tokens)
+        assert list(text.parts(tokens - 300))
+        assert text.behind(300 - 1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Models whose memory has places are evaluated in one stream, which gives what one long forward pass gives."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from longfocus.core import dictionary_task as task
 from longfocus.errors import LongFocusError
 from longfocus.evaluation.contexts import empty_context, holding
 from longfocus.evaluation.dictionary import answers_right, whole_answers_right
+from longfocus.evaluation.experiments import experiment
 from longfocus.evaluation.stream import WINDOWS_TOGETHER, Stream
 from longfocus.evaluation.subject import Subject
+from small import byte_tokenizer
 
 WINDOW = 16
 
@@ -71,6 +74,20 @@ def test_evaluation_asks_every_row_behind_the_same_stream() -> None:
     )
     expected = (guessed == windows[:, 1:])[is_answer].view(-1, task.KEY_LENGTH)
     assert torch.equal(right, expected)
+
+
+@pytest.mark.parametrize("name", ["distraction", "retrieval", "layers"])
+def test_evaluation_refuses_a_stream_where_documents_lie_side_by_side(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file.txt").write_text("abc" * 100)
+    chosen = experiment(name)
+    given = {"file": tmp_path / "file.txt"} if name == "retrieval" else {"data": (tmp_path,)}
+    own = Subject(subject().model, byte_tokenizer())
+    own.begin({})
+    settings = chosen.settings(tokens=("16",), **given)
+    with pytest.raises(LongFocusError, match="one stream"):
+        list(chosen.records(own, settings, next(iter(chosen.cells(settings)))))
 
 
 def test_evaluation_in_a_stream_refuses_a_prefix_of_windows() -> None:

@@ -119,6 +119,11 @@ class _Hidden:
                     *costs(result),
                 )
         self._say_where(result)
+        if result.text_repeated:
+            self.console.print(
+                f"{self.where} has fewer tokens, and was read {result.text_repeated + 1} times over.",
+                highlight=False,
+            )
         return rows
 
     def hard(self, model: Any, control: Any) -> list[dict[str, Any]]:

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from longfocus.cli.model_options import ModelOptions, load_model
-from longfocus.cli.tables import UNITS
-from longfocus.errors import LongFocusError
+from longfocus.evaluation.experiment import number_of_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,7 @@ class Arguments(ModelOptions):
 
 
 def run(arguments: Arguments) -> int | None:
-    tokens = _tokens(arguments.tokens)
+    tokens = number_of_tokens(arguments.tokens)
     model = load_model(arguments)
 
     from rich.console import Console
@@ -44,16 +43,6 @@ def run(arguments: Arguments) -> int | None:
     table.add_row("  with nothing in memory", _seconds(found.empty_decode_seconds))
     console.print(table)
     return None
-
-
-def _tokens(given: str) -> int:
-    unit = UNITS.get(given[-1:].upper())
-    digits = given[:-1] if unit else given
-    if not digits.isdigit() or int(digits) < 1:
-        raise LongFocusError(
-            f"--tokens {given!r} is not a number of tokens. Allowed: at least 1, such as 64K, 1M or 100000."
-        )
-    return int(digits) * (unit or 1)
 
 
 def _bytes(number: int) -> str:

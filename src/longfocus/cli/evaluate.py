@@ -88,7 +88,7 @@ def _run(name: str, chosen: Experiment, arguments: Any) -> int | None:
         _refuse_other_memory(name, arguments)
     from longfocus.evaluation.results import Results
     from longfocus.evaluation.runner import described
-    from longfocus.evaluation.subject import Subject
+    from longfocus.evaluation.subject import Subject, answer_plainly
 
     results = Results(arguments.output, arguments.json)
     memory = _part(MemoryOptions, arguments)
@@ -103,6 +103,7 @@ def _run(name: str, chosen: Experiment, arguments: Any) -> int | None:
         window_prefix=arguments.prefix,
         folder=_folder(arguments.model),
     )
+    answer_plainly(subject.model)
     given = [name for name, value in memory.to_dict().items() if value is not None]
     if given and not subject.has_memory:
         raise LongFocusError(

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from longfocus.errors import LongFocusError
+from longfocus.evaluation.experiment import number_of_tokens
 from longfocus.evaluation.shown import length as length
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-UNITS = {"K": 1024, "M": 1024**2}
 FEWEST_TOKENS, FIRST_LENGTH = 1024, 4096
 
 Show = Callable[[str, int, int], None]
@@ -33,14 +33,11 @@ def parse_lengths(given: Sequence[str]) -> list[int]:
     """Numbers of tokens from texts such as 4K and 1M; one alone stands for all from 4K up to it, times 4."""
     found = []
     for text in given:
-        digits, unit = (
-            (text[:-1], UNITS[text[-1].upper()]) if text[-1:].upper() in UNITS else (text, 1)
-        )
-        if not digits.isdigit() or int(digits) * unit < FEWEST_TOKENS:
+        if (tokens := number_of_tokens(text)) < FEWEST_TOKENS:
             raise LongFocusError(
-                f"--tokens {text!r} is not a number of tokens. Allowed: at least 1K, such as 4K, 65536 or 1M."
+                f"--tokens {text!r} is too short a text. Allowed: at least 1K, such as 4K, 65536 or 1M."
             )
-        found.append(int(digits) * unit)
+        found.append(tokens)
     if len(found) > 1:
         return sorted(set(found))
     steps = [FIRST_LENGTH * 4**i for i in range(30) if FIRST_LENGTH * 4**i < found[0]]

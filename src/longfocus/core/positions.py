@@ -1,4 +1,4 @@
-"""Where a token stands as a memory layer sees it (paper section 3.1, appendix on LongLLaMA; DESIGN section 2).
+"""Where a token stands as a memory layer sees it (paper section 3.1, appendix on LongLLaMA).
 
 window_start   local tokens: the model's own rotary at their offset inside the window
                memory keys:  as if at the window's first token, whatever their age

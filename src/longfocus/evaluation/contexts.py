@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from longfocus.errors import LongFocusError
 from longfocus.evaluation.experiment import PLAIN_WINDOW
-from longfocus.hf.layers import model_inside
+from longfocus.hf.layers import learned_positions, model_inside
 from longfocus.hf.previous_window import PreviousWindow, rotaries_of, window_mask
 from longfocus.inference.prompts import starting_ids
 
@@ -156,6 +156,12 @@ class _Plain:
         prefix = starting_ids(self.subject.window_prefix, self.subject.tokenizer)
         ids = torch.cat([torch.tensor(prefix, dtype=torch.long), *self.texts, window])
         model = self.subject.model
+        most = learned_positions(model)
+        if most is not None and len(ids) > most:
+            raise LongFocusError(
+                f"This model has a table of {most:,} positions, and no memory: {len(ids):,} tokens do not fit in its "
+                "prompt. Give shorter --tokens."
+            )
         with self.subject.answering():
             output = model(
                 input_ids=ids[None].to(model.device),

@@ -143,7 +143,9 @@ def answers(filled: Filled, questions: int) -> Iterator[Answers]:
     first = _ask(filled, questions)
     yield first
     answered, number = first.right.numel(), 0
-    while answered < min(FEWEST_ANSWER_TOKENS, questions * task.KEY_LENGTH):
+    # what was asked for, in whole windows
+    wanted = questions // task.RECORDS_PER_WINDOW * task.RECORDS_PER_WINDOW
+    while answered < min(FEWEST_ANSWER_TOKENS, wanted * task.KEY_LENGTH):
         number += 1
         with filled.subject.session() as session:
             seed = filled.seed + 1_000_000 * number

@@ -101,12 +101,12 @@ class Experiment:
     """Whether it gives the model a memory of its own meanwhile: `window` and `positions` are settings of it."""
 
 
-def number_of_tokens(text: str) -> int:
+def number_of_tokens(text: str, option: str = "--tokens") -> int:
     """4K as 4096."""
     unit = _UNITS.get(text[-1:].upper())
     digits = text[:-1] if unit else text
     if not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
         raise LongFocusError(
-            f"--tokens {text!r} is not a number of tokens. Allowed: at least 1, such as 16K, 65536 or 1M."
+            f"{option} {text!r} is not a number of tokens. Allowed: at least 1, such as 16K, 65536 or 1M."
         )
     return int(digits) * (unit or 1)

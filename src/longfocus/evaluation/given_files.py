@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from hashlib import file_digest, sha256
+from os import fsencode
 from pathlib import Path
 from typing import Any
 
@@ -38,5 +39,5 @@ def _hash(path: Path) -> str:
         name = file.relative_to(path).as_posix()
         with file.open("rb") as opened:
             content = file_digest(opened, "sha256")
-        found.update(f"{name}\0{content.hexdigest()}\n".encode())
+        found.update(fsencode(f"{name}\0{content.hexdigest()}\n"))
     return found.hexdigest()[:32]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from itertools import count
+from os import fsencode
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,8 @@ class Document(NamedTuple):
 class HeldOut:
     """Files, each of which is a document; tokenised when it is looked at, and then kept."""
 
-    def __init__(self, paths: Sequence[Path], tokenizer: Any) -> None:
-        self._files = _files(paths)
+    def __init__(self, paths: Sequence[Path], tokenizer: Any, option: str = "--data") -> None:
+        self._files, self._option = _files(paths, option), option
         self._tokenizer = tokenizer
         self._ids: dict[str, Tensor] = {}
 
@@ -45,8 +46,8 @@ class HeldOut:
                 found.append(Document(name, ids))
         if not found:
             raise LongFocusError(
-                f"None of the {len(self._files)} documents of --data has {at_least:,} tokens, which the longest "
-                "--tokens needs. Give shorter ones, or longer documents."
+                f"None of the {len(self._files)} documents of {self._option} has {at_least:,} tokens, which the "
+                "longest --tokens needs. Give shorter ones, or longer documents."
             )
         return found
 
@@ -82,9 +83,9 @@ class HeldOut:
 
 
 @lru_cache(maxsize=1)
-def held_out(paths: tuple[Path, ...], tokenizer: Any) -> HeldOut:
-    """The same documents for every cell of a run: they are tokenised once."""
-    return HeldOut(paths, tokenizer)
+def held_out(paths: tuple[Path, ...], tokenizer: Any, option: str = "--data") -> HeldOut:
+    """The same documents for every cell of a run: they are tokenised once. `option` is what named them."""
+    return HeldOut(paths, tokenizer, option)
 
 
 def evenly(tokens: int, before: int, size: int, most: int) -> list[int]:
@@ -97,22 +98,27 @@ def evenly(tokens: int, before: int, size: int, most: int) -> list[int]:
     return [before + int(room * place + (room - size) / 2) for place in range(number)]
 
 
-def _files(paths: Sequence[Path]) -> dict[str, Path]:
+def _files(paths: Sequence[Path], option: str) -> dict[str, Path]:
     """Files by their names: in a folder the path there, else that of the file."""
     found: dict[str, Path] = {}
     for path in paths:
         if not path.exists():
-            raise LongFocusError(f"--data {path} is not there. Give files and folders of text.")
-        inside = [file for file in files_under(path) if not looks_binary(file)]
-        own = {file.relative_to(path).as_posix(): file for file in inside} if path.is_dir() else {}
-        own = own or {path.name: path}
+            raise LongFocusError(f"{option} {path} is not there. Give files and folders of text.")
+        own = {path.name: path} if path.is_file() else _inside(path)
+        if not own:
+            raise LongFocusError(f"{option} {path} holds no text. Give files and folders of text.")
         if twice := sorted(own.keys() & found.keys()):
             raise LongFocusError(
-                f"--data has two documents called {twice[0]}. Give each once, or one folder that holds both."
+                f"{option} has two documents called {twice[0]}. Give each once, or one folder that holds both."
             )
         found |= own
     return found
 
 
+def _inside(folder: Path) -> dict[str, Path]:
+    texts = (file for file in files_under(folder) if not looks_binary(file))
+    return {file.relative_to(folder).as_posix(): file for file in texts}
+
+
 def _hash(*what: object) -> int:
-    return int.from_bytes(sha256(" ".join(map(str, what)).encode()).digest()[:8], "big")
+    return int.from_bytes(sha256(fsencode(" ".join(map(str, what)))).digest()[:8], "big")

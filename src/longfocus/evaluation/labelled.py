@@ -52,7 +52,7 @@ def _word(label: Any) -> str:
 
 def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
                 for line in filter(str.strip, file):
                     row = json.loads(line)

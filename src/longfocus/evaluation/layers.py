@@ -9,6 +9,7 @@ So the room that is needed does not grow with --tokens or --others: --queries ve
 """
 
 from collections.abc import Iterator, Sequence
+from os import fsencode
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -71,6 +72,7 @@ def measured(
     subject: "Subject", settings: "LayersSettings", tokens: int, seed: int
 ) -> Iterator[Record]:
     """A record for every evaluated window, layer and number of others."""
+    subject.refuse_one_stream()
     window, layers = window_of(subject, settings.window), layers_of(subject, settings.layers)
     prefix = torch.tensor(starting_ids(subject.window_prefix, subject.tokenizer), dtype=torch.long)
     size, numbers = window - len(prefix), sorted(set(settings.others))
@@ -191,7 +193,7 @@ def pool(data: HeldOut, tokens: int, others: int, seed: int) -> list[Piece]:
     """
     documents = data.chosen(tokens, others + 1, seed)
     drawn = [
-        np.random.default_rng([seed, *document.name.encode()]).permutation(
+        np.random.default_rng([seed, *fsencode(document.name)]).permutation(
             len(document.ids) // tokens
         )
         for document in documents
@@ -222,7 +224,7 @@ def seen(
     found = torch.zeros(len(pieces), len(numbers), len(windows), dtype=torch.bool)
     for place, window in enumerate(windows):
         name = window.document.name
-        drawn = np.random.default_rng([seed, 1, *name.encode()]).permutation(len(pieces))
+        drawn = np.random.default_rng([seed, 1, *fsencode(name)]).permutation(len(pieces))
         order = [int(number) for number in drawn if pieces[number].document != name]
         order.sort(key=lambda number: pieces[number].turn)
         for level, others in enumerate(numbers):

@@ -25,7 +25,6 @@ from longfocus.errors import LongFocusError
 from longfocus.evaluation.bm25 import Index, line_begins, together
 from longfocus.evaluation.budget import Budget
 from longfocus.evaluation.contexts import empty_context
-from longfocus.evaluation.costs import Costs
 from longfocus.hf.cache import FocusCache
 from longfocus.hf.cached_pairs import may_be_cut
 from longfocus.inference.generation import generated
@@ -134,16 +133,6 @@ def _at_a_line(far: Tensor, near: Tensor, tokenizer: Any) -> tuple[Tensor, Tenso
     begins = line_begins(near, tokenizer) if len(far) and len(near) else []
     first = int(begins[0]) if len(begins) else 0
     return together([far, near[:first]]), near[first:]
-
-
-@contextmanager
-def costs_aside(subject: "Subject") -> Iterator[None]:
-    """What is done within costs the cell nothing."""
-    own, subject.costs = subject.costs, Costs()
-    try:
-        yield
-    finally:
-        subject.costs = own
 
 
 def _before(method: str, subject: "Subject", budget: Budget, text: Tensor) -> Before:

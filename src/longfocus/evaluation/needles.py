@@ -48,6 +48,9 @@ WORDINGS = {
     "passkey": Wording(LINE.replace("{digits}", "{value}"), QUESTION, "{value}"),
 }
 
+_LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"
+"""Of a word that spaces part from others: not Thai, Lao, Burmese, Khmer, Japanese or Chinese."""
+
 
 class Needle(NamedTuple):
     """One that is asked for."""
@@ -64,7 +67,7 @@ def filled_in(wording: str, name: str, value: str) -> str:
 
 def is_in(expected: str, answer: str) -> bool:
     """Whether an answer holds what is expected, in whole words, whatever the case."""
-    pattern = rf"(?<!\w){re.escape(expected.strip().casefold())}(?!\w)"
+    pattern = rf"(?<!{_LETTER}){re.escape(expected.strip().casefold())}(?!{_LETTER})"
     return re.search(pattern, answer.casefold()) is not None
 
 

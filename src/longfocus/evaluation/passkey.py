@@ -100,6 +100,8 @@ class PasskeyResult:
 
     seconds_per_answer: float
     memory_bytes: int
+    text_repeated: int
+    """How many times the text began again, because it is shorter than what was to be read."""
 
 
 def evaluate_passkey(
@@ -139,6 +141,7 @@ def evaluate_passkey(
                 reading_tokens_per_second=(session.tokens - before) / max(reading, 1e-9),
                 seconds_per_answer=answering / len(asked),
                 memory_bytes=session.nbytes,
+                text_repeated=subject.costs.text_repeated,
             )
 
 
@@ -186,12 +189,15 @@ class Hidden:
 
     def ask(self, keys: Sequence[PlantedKey]) -> list[Answer]:
         with self.subject.answering():
-            return _ask(self.session, keys)
+            return self._ask(self.session, keys)
 
     def guess(self, keys: Sequence[PlantedKey]) -> list[Answer]:
         """The answers with nothing in memory."""
         with self.subject.session() as empty:
-            return _ask(empty, keys)
+            return self._ask(empty, keys)
+
+    def _ask(self, session: Session, keys: Sequence[PlantedKey]) -> list[Answer]:
+        return session.ask(self.subject.beginnings([key.question for key in keys]), DIGITS)
 
     def looks(self, keys: Sequence[PlantedKey], answers: Sequence[Answer]) -> tuple[Look, ...]:
         """Where the model looked; not timed: naming it scans the memory once more. Of a stream it is not known."""
@@ -232,10 +238,6 @@ def _next_pieces(haystack: Haystack, tokens: int, keys: int | None) -> Iterator[
         yield piece
         if tokens <= 0:
             return
-
-
-def _ask(session: Session, keys: Sequence[PlantedKey]) -> list[Answer]:
-    return session.ask([key.question for key in keys], DIGITS)
 
 
 def _first_look(answer: Answer) -> Sequence[Span]:

@@ -55,7 +55,7 @@ class Results:
 
     def has(self, cell: Cell) -> bool:
         """Whether a cell is finished."""
-        return any(_is_of(cell, row) for row in self.rows)
+        return any(is_of(cell, row) for row in self.rows)
 
     def add(self, cell: Cell, row: Row, records: Sequence[Record]) -> None:
         """Keep what was measured of a cell."""
@@ -93,7 +93,7 @@ class Results:
         kept = [
             line
             for line, record in zip(whole, records, strict=True)
-            if not any(_is_of(cell, record) for cell in unfinished)
+            if not any(is_of(cell, record) for cell in unfinished)
         ]
         if kept != lines:
             with whole_file(path) as descriptor:
@@ -104,7 +104,8 @@ class Results:
         write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def _is_of(cell: Cell, entries: Record) -> bool:
+def is_of(cell: Cell, entries: Record) -> bool:
+    """Whether a row or a record belongs to a cell."""
     return all(name in entries and entries[name] == value for name, value in cell.items())
 
 

@@ -35,8 +35,10 @@ class Text:
             self.lines = standard_library_lines(subject.tokenizer, seed)
         else:
             found = list(file_lines(file, subject.tokenizer, file.name))
-            # so that as many tokens as will be read stand behind the first line
-            spare = max(sum(line.tokens for line in found) - tokens, 0)
+            # so that as many tokens as will be read stand behind the first line, and a line more for each part
+            parts = -(-tokens // PIECE_TOKENS) + 1
+            overshoot = parts * max((line.tokens for line in found), default=0)
+            spare = max(sum(line.tokens for line in found) - tokens - overshoot, 0)
             left_out = np.random.default_rng(seed).integers(spare + 1)
             ends = np.cumsum([line.tokens for line in found])
             self.lines = iter(found[int(ends.searchsorted(left_out, "right")) :])
@@ -60,8 +62,8 @@ class Text:
             if count >= tokens:
                 return "".join(found), count
         raise LongFocusError(
-            f"--file {self.file} is too short: it ends {tokens - count} tokens before the queries do. Give a longer "
-            "text, or fewer --tokens or --queries."
+            f"--file {self.file} is too short: it ends before --tokens of it are read and --queries have looked. Give "
+            "a longer text, or fewer --tokens or --queries."
         )
 
 
@@ -84,7 +86,7 @@ def looks(subject: Subject, session: Session, text: str, queries: int) -> Iterat
             query = _Query(text, spans[place], spans[place + 1])
             for key in _best_of_layers(spans_of):
                 record = query.record(key, sources[key.number])
-                yield {**record, "same_token_by_chance": by_chance}
+                yield {"query": place, **record, "same_token_by_chance": by_chance}
 
 
 def _as_answered(model: Any, session: Session, ids: list[int]) -> Answer:

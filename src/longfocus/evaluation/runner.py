@@ -1,6 +1,6 @@
 """Runs an experiment cell by cell, and describes a run so that it can be repeated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import Any
 
@@ -13,7 +13,7 @@ from longfocus.evaluation.results import Results
 from longfocus.evaluation.source_lines import WORDS_FILE
 from longfocus.evaluation.speed import machine
 from longfocus.evaluation.subject import Subject
-from longfocus.hf.fingerprint import model_fingerprint, tokenizer_fingerprint
+from longfocus.hf.fingerprint import hash_weight, model_fingerprint, tokenizer_fingerprint
 
 
 def run(
@@ -62,7 +62,10 @@ def described(
         "focus": focus,
         "fingerprint": {
             **(model_fingerprint(model, every_layer=True) if focus else _plain(model)),
+            "output": _hash(model.get_output_embeddings().parameters()),
             "tokenizer": tokenizer_fingerprint(subject.tokenizer),
+            "chat_template": _template(subject.tokenizer),
+            "end_tokens": model.generation_config.eos_token_id,
         },
         "versions": machine.versions(),
         "hardware": {**machine.hardware(), "device": str(model.device)},
@@ -72,8 +75,22 @@ def described(
 
 def _plain(model: Any) -> dict[str, str]:
     """What tells a model without memory from others."""
-    found = sha256(model.config.to_json_string().encode())
-    for name, weight in model.state_dict().items():
-        found.update(name.encode())
-        found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return {"architecture": str(model.config.model_type), "weights": found.hexdigest()[:32]}
+    return {
+        "architecture": str(model.config.model_type),
+        "settings": _short(model.config.to_json_string()),
+        "weights": _hash(model.state_dict().values()),
+    }
+
+
+def _template(tokenizer: Any) -> str | None:
+    """What stands around a question; not every experiment has a tokenizer, and not every tokenizer a template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return _short(str(template)) if template else None
+
+
+def _hash(weights: Iterable[torch.Tensor]) -> str:
+    return _short(" ".join(map(hash_weight, weights)))
+
+
+def _short(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:32]

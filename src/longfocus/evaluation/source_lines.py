@@ -64,17 +64,15 @@ def standard_library_lines(tokenizer: Any, seed: int) -> Lines:
 
 
 def frequent_words(file: Path | None = None) -> list[str]:
-    """The most frequent words of a text, or of the standard library, for names: where a model has none of its own."""
+    """The most frequent words of a text for names, where a model has none of its own.
+
+    Of the standard library where there is no text, or it has too few words in Latin letters.
+    """
     counts: Counter[str] = Counter()
     for path in [file] if file is not None else standard_library.modules():
         counts.update(_WORD.findall(path.read_text(encoding="utf-8", errors="replace")))
     words = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
-    if len(words) < FEWEST_WORDS:
-        raise LongFocusError(
-            f"{file or standard_library.folder()} has only {len(words)} words to make names of, and {FEWEST_WORDS} "
-            "are needed. Give a longer text, in English or in code."
-        )
-    return words
+    return words if file is None or len(words) >= FEWEST_WORDS else frequent_words()
 
 
 def words_of_names(folder: Path, file: Path | None = None) -> list[str]:

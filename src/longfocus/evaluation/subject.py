@@ -5,10 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
+from longfocus.errors import LongFocusError
 from longfocus.evaluation.costs import Costs
 from longfocus.evaluation.experiment import Cell
 from longfocus.evaluation.memory_options import MemoryOptions
 from longfocus.evaluation.stream import Stream
+from longfocus.inference.prompts import Prompts
 from longfocus.inference.reader import Reading
 from longfocus.inference.session import Session
 from longfocus.inference.source import Source, tokenize
@@ -58,6 +62,15 @@ class Subject:
         """Say what is going on."""
         self._tell(self._read, text)
 
+    @contextmanager
+    def costs_aside(self) -> Iterator[None]:
+        """What is done within costs the cell nothing."""
+        own, self.costs = self.costs, Costs()
+        try:
+            yield
+        finally:
+            self.costs = own
+
     def advance(self, tokens: int) -> None:
         """Tell of tokens that were read without a session."""
         self._read += tokens
@@ -78,6 +91,18 @@ class Subject:
     def is_one_stream(self) -> bool:
         """Whether the memory has places, so that documents cannot be read into it one by one."""
         return self.has_memory and self.model.focus.config.positions == "true"
+
+    def refuse_one_stream(self) -> None:
+        """Raise LongFocusError if the memory has places, where documents are to lie side by side."""
+        if self.is_one_stream:
+            raise LongFocusError(
+                'This model has positions="true": its memory is one stream, and holds no documents side by side. Give '
+                "a model with other positions, or measure this one with perplexity, dictionary or passkey."
+            )
+
+    def beginnings(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of beginnings of lines, which are to be continued: no chat template stands around them."""
+        return Prompts(self.tokenizer, None).rows(texts)
 
     def read(
         self, session: Session, source: Source, name: str | None = None
@@ -108,3 +133,15 @@ class Subject:
         """What is within counts as answering."""
         self.tell("answering")
         return self.costs.timed("answering")
+
+
+def answer_plainly(model: Any) -> None:
+    """Let a model generate greedily and by nothing else, whatever its `generation_config` says from now on.
+
+    A repetition penalty, which some models bring along, would punish an answer for standing in the prompt, and not for
+    standing in the memory.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )

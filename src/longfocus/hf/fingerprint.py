@@ -132,7 +132,7 @@ def _fingerprint(
     unsaved = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
     saved = {name: weight for name, weight in weights.items() if name not in unsaved}
     with ThreadPoolExecutor() as pool:
-        each = pool.map(lambda weight: _hash_weight(narrowed(weight, numbers)), saved.values())
+        each = pool.map(lambda weight: hash_weight(narrowed(weight, numbers)), saved.values())
         hashes = dict(zip(saved, each, strict=True))
     return {
         "architecture": str(model.config.model_type),
@@ -216,7 +216,8 @@ def _state(weight: Tensor) -> tuple[object, ...]:
     return weight.data_ptr(), -1 if weight.is_inference() else weight._version, *values
 
 
-def _hash_weight(weight: Tensor) -> str:
+def hash_weight(weight: Tensor) -> str:
+    """Of number type, shape and content. Raises LongFocusError for a weight that is not in memory."""
     kind = f"{weight.dtype} {tuple(weight.shape)} "
     if weight.is_meta:
         raise LongFocusError(

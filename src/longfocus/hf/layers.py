@@ -38,6 +38,18 @@ def longest_window(config: Any) -> int | None:
     return longest
 
 
+def learned_positions(model: Any) -> int | None:
+    """Rows of a table of positions, beyond which nothing can stand, as in GPT-2; None if places are computed."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    words = model.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
+    # OPT has two rows more than positions
+    is_there = longest is not None and any(
+        longest <= own.num_embeddings <= longest + 2 for own in tables
+    )
+    return longest if is_there else None
+
+
 def kv_heads_and_dim(config: Any) -> tuple[int, int]:
     """Number and size of the key heads of a stock configuration, which may leave both to be derived."""
     heads = config.num_attention_heads

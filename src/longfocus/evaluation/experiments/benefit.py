@@ -143,7 +143,6 @@ def _losses(
     """Of the tokens behind so much of their own document, and by truncated text beside every other method."""
     from longfocus.evaluation.budget import why_not
     from longfocus.evaluation.held_out import evenly
-    from longfocus.evaluation.methods import costs_aside
 
     size = _evaluated(settings, budget)
     prompt = len(budget.prefix) + cell["tokens"] + size
@@ -167,7 +166,7 @@ def _losses(
                 "prompt_tokens": tokens,
             }
             if cell["method"] != "truncated":
-                with costs_aside(subject):
+                with subject.costs_aside():
                     record["loss_truncated"], _ = _loss("truncated", subject, budget, text, window)
             yield record
 
@@ -196,12 +195,8 @@ def _evaluated(settings: BenefitSettings, budget: Any) -> int:
 def _documents(subject: "Subject", settings: BenefitSettings, at_least: int, seed: int) -> Any:
     from longfocus.evaluation.held_out import held_out
 
-    try:
-        found = held_out(settings.text, subject.tokenizer)
-        return found.chosen(at_least, settings.max_documents, seed)
-    except LongFocusError as error:
-        # held-out documents are called --data elsewhere
-        raise LongFocusError(str(error).replace("--data", "--text")) from None
+    found = held_out(settings.text, subject.tokenizer, "--text")
+    return found.chosen(at_least, settings.max_documents, seed)
 
 
 def row(records: Sequence[Record]) -> Row:

@@ -62,19 +62,22 @@ def records(subject: "Subject", settings: DistractionSettings, cell: Cell) -> It
     from longfocus.evaluation.contexts import evaluated_tokens
     from longfocus.evaluation.held_out import evenly, held_out
 
+    subject.refuse_one_stream()
     data, tokens = held_out(settings.data, subject.tokenizer), cell["tokens"]
+    most = max(settings.others)
     size, chance = evaluated_tokens(subject, None), 1 / (1 + cell["others"])
     chosen = data.chosen(tokens + size, settings.max_documents, cell["seed"])
     subject.expected = tokens * len(chosen) * (cell["others"] + settings.windows)
     for document in chosen:
-        others = list(islice(data.others(document.name, tokens, cell["seed"]), cell["others"]))
-        if len(others) < cell["others"]:
+        # the most of all cells, so that too few are refused before anything is measured
+        others = list(islice(data.others(document.name, tokens, cell["seed"]), most))
+        if len(others) < most:
             raise LongFocusError(
-                f"--data has no {cell['others']} pieces of {tokens:,} tokens of other documents. Give fewer --others, "
+                f"--data has no {most} pieces of {tokens:,} tokens of other documents. Give fewer --others, "
                 "shorter --tokens or more documents."
             )
         with subject.session() as session:
-            for piece in others:
+            for piece in others[: cell["others"]]:
                 subject.read(session, piece)
             for place in evenly(len(document.ids), tokens, size, settings.windows):
                 subject.read(session, document.ids[place - tokens : place])

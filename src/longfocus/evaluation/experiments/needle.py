@@ -84,7 +84,14 @@ def cells(settings: NeedleSettings) -> Iterator[Cell]:
 
 def records(subject: "Subject", settings: NeedleSettings, cell: Cell) -> Iterator[Record]:
     """One for every needle."""
-    from longfocus.evaluation.needles import SPARE_TOKENS, Hiding, filled_in, in_band, is_in
+    from longfocus.evaluation.needles import (
+        SPARE_TOKENS,
+        WORDINGS,
+        Hiding,
+        filled_in,
+        in_band,
+        is_in,
+    )
 
     wording = _wording(settings)
     seed = np.random.default_rng([cell["seed"], cell["tokens"], int(cell["depth"] * 10**6)])
@@ -99,9 +106,11 @@ def records(subject: "Subject", settings: NeedleSettings, cell: Cell) -> Iterato
         questions = [filled_in(wording.question, key.name, "") for key in keys]
         hidden = [filled_in(wording.needle, key.name, key.digits) for key in keys]
         room = max(map(len, subject.tokenizer(hidden)["input_ids"])) + SPARE_TOKENS
+        is_line = wording is WORDINGS["passkey"]
+        given = subject.beginnings(questions) if is_line else questions
         with subject.answering():
-            answers = session.ask(questions, room)
-        guesses = empty.ask(questions, room)
+            answers = session.ask(given, room)
+        guesses = empty.ask(given, room)
         for needle, answer, guess in zip(needles, answers, guesses, strict=True):
             expected = filled_in(wording.answer, needle.key.name, needle.key.digits)
             yield {

@@ -40,6 +40,8 @@ FILLER = (
 KEY = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
 LARGEST_KEY = 50_000
+KEYS = 40
+"""Hidden under --text plain, if nobody says how many."""
 ANSWER_TOKENS = 10
 """Room for any tokenizer's five digits."""
 _SAMPLE = 64
@@ -53,17 +55,28 @@ class PasskeySettings(Settings):
     """The paper's prompt; a few keys in source code; four keys in every window of source code."""
     questions: int = 40
     """Keys asked for; under --text landmark a text is read for each."""
-    keys: int = 40
-    """Keys hidden in the memory under --text plain."""
+    keys: int | None = None
+    """Keys hidden in the memory under --text plain; the default is 40."""
     file: Path | None = None
     """Hide keys in this text instead of the standard library's source code, under --text plain and hard."""
 
     def __post_init__(self) -> None:
-        if self.questions < 1 or self.keys < 1:
+        keys = KEYS if self.keys is None else self.keys
+        if self.questions < 1 or keys < 1:
             raise LongFocusError(
-                f"--questions and --keys must be at least 1. Got {self.questions} and {self.keys}."
+                f"--questions and --keys must be at least 1. Got {self.questions} and {keys}."
             )
         refuse_unreadable(self.file)
+        if self.keys is not None and self.text != "plain":
+            raise LongFocusError(
+                f"--keys {self.keys} would have no effect: --text {self.text} says itself how many keys are hidden. "
+                "Give --text plain, or leave it out."
+            )
+        if self.file is not None and self.text == "landmark":
+            raise LongFocusError(
+                f"--file {self.file} would have no effect: --text landmark has a text of its own. Give --text plain or "
+                "hard, or leave it out."
+            )
 
 
 def records(subject: "Subject", settings: PasskeySettings, cell: Cell) -> Iterator[Record]:
@@ -81,6 +94,7 @@ def _landmark_records(
     size = len(filler) / len(subject.tokenizer(filler, add_special_tokens=False)["input_ids"])
     characters = math.ceil(cell["tokens"] * size)
     subject.expected = cell["tokens"] * settings.questions
+    question = subject.beginnings([QUESTION])
     for _ in range(settings.questions):
         key, before = int(rng.integers(1, LARGEST_KEY + 1)), int(rng.integers(characters + 1))
         text = landmark_text(key, before, characters - before)
@@ -88,9 +102,9 @@ def _landmark_records(
             subject.read(session, text, "landmark")
             tokens_read = session.tokens
             with subject.answering():
-                answer = session.ask(QUESTION, ANSWER_TOKENS).text
+                answer = session.ask(question, ANSWER_TOKENS)[0].text
         with subject.session() as empty:
-            guess = empty.ask(QUESTION, ANSWER_TOKENS).text
+            guess = empty.ask(question, ANSWER_TOKENS)[0].text
         yield {
             "key": key,
             "depth": before / max(characters, 1),
@@ -117,7 +131,7 @@ def _planted_records(subject: "Subject", settings: PasskeySettings, cell: Cell) 
     from longfocus.evaluation.source_lines import words_of_names
 
     task = PasskeyTask(
-        keys=settings.keys if settings.text == "plain" else None,
+        keys=(settings.keys or KEYS) if settings.text == "plain" else None,
         questions=settings.questions,
         seed=cell["seed"],
         file=settings.file,

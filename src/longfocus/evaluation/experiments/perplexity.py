@@ -7,6 +7,7 @@ previous window. Documents are chosen by length and a hash: all of --data that h
 --max-documents.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ class PerplexitySettings(Settings):
                 f"--windows and --max-documents must be at least 1, and --evaluated at least 2. Got {self.windows}, "
                 f"{self.max_documents} and {self.evaluated}."
             )
+        if self.own is not None:
+            number_of_tokens(self.own, "--own")
         if self.own is not None and self.documents == "single":
             raise LongFocusError(
                 "--own is for --documents multi; of a single document --tokens are in memory. Leave it out."
@@ -87,9 +90,11 @@ def records(subject: "Subject", settings: PerplexitySettings, cell: Cell) -> Ite
     subject.expected = _expected(settings, cell["tokens"], list(map(len, places)))
     for document, begins in zip(chosen, places, strict=True):
         measure = _Measure(subject, settings, data, document, begins, size, cell["seed"])
+        measure.refuse_few_others()
         losses = list(measure.losses(cell["tokens"]))
         is_longer = cell["tokens"] > shortest
-        before = list(measure.losses(shortest)) if is_longer else losses
+        with subject.costs_aside():
+            before = list(measure.losses(shortest)) if is_longer else losses
         for place, loss, shorter in zip(begins, losses, before, strict=True):
             yield {
                 "document": document.name,
@@ -120,6 +125,12 @@ class _Measure:
     size: int
     seed: int
 
+    def refuse_few_others(self) -> None:
+        """Raise LongFocusError before anything is read if the longest cell will want more than there are."""
+        if self.settings.documents == "multi":
+            longest = self.settings.lengths[-1]
+            deque(self._others(longest, self.settings.own_tokens(longest)), maxlen=0)
+
     def losses(self, tokens: int) -> Iterator[float]:
         """Of every evaluated window, with so much in memory."""
         from longfocus.evaluation.contexts import empty_context, holding, mean_loss
@@ -127,8 +138,7 @@ class _Measure:
         own = self.settings.own_tokens(tokens)
         with empty_context(self.subject) as context:
             if self.settings.documents == "multi":
-                # all of them first: that there are too few is to be said before they are read
-                for piece in list(self._others(tokens, own)):
+                for piece in self._others(tokens, own):
                     context.read(piece)
             for place in self.begins:
                 with holding(context, self.document.ids[place - own : place]):

@@ -5,6 +5,7 @@ attention that falls on the memory) and its focus score (its share among the 64 
 heads. Counted is how often that key is of the same token, of the same word, and followed by the token that comes next.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ def records(subject: "Subject", settings: RetrievalSettings, cell: Cell) -> Iter
     """One for every token that looks, and memory layer."""
     from longfocus.evaluation.retrieved import Text, looks
 
+    subject.refuse_one_stream()
     text = Text(subject, settings.file, cell["seed"], cell["tokens"] + settings.queries)
     with subject.session() as session:
         for number, part in enumerate(text.parts(cell["tokens"])):
@@ -58,15 +60,19 @@ def records(subject: "Subject", settings: RetrievalSettings, cell: Cell) -> Iter
 
 def row(records: Sequence[Record]) -> Row:
     words = [own for own in records if own["is_in_word"]]
+    # the layers of a query find alike: its interval is over queries
+    of_query: dict[int, list[bool]] = defaultdict(list)
+    for own in records:
+        of_query[own["query"]].append(own["is_same_token"])
     by_chance = (own["same_token_by_chance"] for own in records)
     return {
         "knn_score": fmean(own["knn_score"] for own in records),
         "focus_score": fmean(own["focus_score"] for own in records),
-        **share((own["is_same_token"] for own in records), "same_token"),
+        **share(map(fmean, of_query.values()), "same_token"),
         "same_token_by_chance": fmean(by_chance),
         "same_word": share(own["is_same_word"] for own in words)["accuracy"],
         "next_token": share(own["is_next_token"] for own in records)["accuracy"],
-        "queries": len(records) // len({own["layer"] for own in records}),
+        "queries": len(of_query),
     }
 
 

@@ -12,9 +12,8 @@ from typing import Any
 from longfocus.errors import LongFocusError
 from longfocus.evaluation.experiment import Settings, lengths_and_seeds
 from longfocus.evaluation.experiments import EXPERIMENTS, experiment
+from longfocus.evaluation.results import CONFIG, METRICS, RECORDS, is_of
 from longfocus.evaluation.shown import INTERVAL
-
-CONFIG, RECORDS, METRICS = "config.json", "records.jsonl", "metrics.json"
 
 PLOTTED = (
     "accuracy",
@@ -145,7 +144,7 @@ def _read(folder: Path) -> Run:
     except (LongFocusError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise LongFocusError(f"{CONFIG} has settings that make no sense ({error})") from None
     _check_records(folder / RECORDS)
-    waiting = [cell for cell in cells if not any(_is_of(cell, row) for row in rows)]
+    waiting = [cell for cell in cells if not any(is_of(cell, row) for row in rows)]
     return Run(folder, config, rows, len(waiting))
 
 
@@ -191,10 +190,6 @@ def _is_row(row: Any) -> bool:
 
 def _is_cell(entries: Row) -> bool:
     return all(isinstance(entries.get(name), int) for name in ("tokens", "seed"))
-
-
-def _is_of(cell: Row, row: Row) -> bool:
-    return all(name in row and row[name] == value for name, value in cell.items())
 
 
 def _cells(name: str, settings: Mapping[str, Any]) -> Iterable[Row]:

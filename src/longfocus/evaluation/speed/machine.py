@@ -18,6 +18,7 @@ PACKAGES = (
     "transformers",
     "numpy",
     "faiss-cpu",
+    "bm25s",
     "memorizing-transformers-pytorch",
 )
 
