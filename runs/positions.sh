@@ -4,7 +4,7 @@
 # shipped model that finds pass keys are trained by each for equal processor time or equal tokens, and measured.
 #
 # Dictionary and perplexities: one thread of a 2-core Intel Xeon at 2.6 GHz (AMX), 2026-11-21, its minutes not recorded. Pass keys: one thread
-# of a 2-core AMD EPYC (AVX2), 2026-11-22, 12 to 25 minutes a variant. Other work on both cores. Not finished: docs/positions.md.
+# of a 2-core AMD EPYC (AVX2), 2026-11-22, 12 to 25 minutes a variant. Other work on both cores.
 # The same command goes on where it was stopped. Needs what runs/language.sh makes, in $1; results: folders under $2.
 set -eu
 language=${1:-.runs/language} out=${2:-.runs/positions}
@@ -25,10 +25,7 @@ longfocus train dictionary --output "$out/dictionary/start" --cpu-minutes 5 --po
 for scaling in linear dynamic yarn; do
     dictionary $scaling --positions window_start --model "$out/dictionary/start" --curriculum 25 --rope-scaling $scaling:2
 done
-dictionary true --positions true
 dictionary true_linear --positions true --rope-scaling linear:32
-# so slow a rotation that far places hardly differ
-dictionary true_slow --positions true --rope-theta 1e6
 
 # a stock model of 256 positions, from the base, whose memory layer had no positions
 language() {
