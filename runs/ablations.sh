@@ -16,4 +16,9 @@ for variant in $variants; do
     longfocus evaluate perplexity --model "$out/$variant" --data "$data/held_out" --max-documents 200 --tokens 0 512 4K 16K \
         --windows 1 --output "$results/perplexity_$variant"
 done
+# a memory that nobody trained, without and with a first token that is the same in every window
+longfocus evaluate benefit --model "$out/base" --tasks loss --methods memory --tokens 3K 16K 64K --text "$data/held_out" \
+    --budget 256 --windows 1 --max-documents 200 --output "$results/predict_base"
+longfocus evaluate benefit --model "$out/base" --tasks loss --methods memory --tokens 3K 16K 64K --text "$data/held_out" \
+    --budget 256 --windows 1 --max-documents 200 --window-prefix 0 --output "$results/predict_base_prefix"
 longfocus report "$results" -o "$results/report.html" --markdown "$results/report.md"

@@ -1,8 +1,8 @@
 #!/bin/sh
 # The dictionary model from other training seeds than the shipped one's, and what they answer at 64K, 1M and 16M tokens.
 #
-# Seed 2: one thread of a 2-core AMD EPYC (AVX2), other work on both cores, 2026-11-22: all 1,644 steps in 72.6 CPU-minutes (25.3 with
-# AMX), 64K and 1M tokens 5 minutes, 16M tokens 24.
+# One thread of a 2-core AMD EPYC (AVX2), other work on both cores, 2026-11-22: seed 1 1,627 steps in 74.9 CPU-minutes, seed 2 1,644 in
+# 72.6 (25 with AMX); 64K and 1M tokens 5 minutes, 16M tokens 17 to 24.
 # The same command goes on where it was stopped. Models and results: folders under $1 (docs/evaluation.md).
 set -eu
 out=${1:-.runs/dictionary_seeds}

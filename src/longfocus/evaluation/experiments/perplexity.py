@@ -7,7 +7,6 @@ previous window. Documents are chosen by length and a hash: all of --data that h
 --max-documents.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +128,7 @@ class _Measure:
         """Raise LongFocusError before anything is read if the longest cell will want more than there are."""
         if self.settings.documents == "multi":
             longest = self.settings.lengths[-1]
-            deque(self._others(longest, self.settings.own_tokens(longest)), maxlen=0)
+            list(self._others(longest, self.settings.own_tokens(longest)))
 
     def losses(self, tokens: int) -> Iterator[float]:
         """Of every evaluated window, with so much in memory."""
