@@ -185,7 +185,7 @@ def test_for_a_conversation_every_layer_counts() -> None:
 def test_weights_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = attached(ENTRY)
     first = model_fingerprint(model)
-    monkeypatch.setattr("longfocus.hf.fingerprint._hash_weight", None)
+    monkeypatch.setattr("longfocus.hf.fingerprint.hash_weight", None)
     model(text(20)[0])
     model.train()
     assert model_fingerprint(model) == first
