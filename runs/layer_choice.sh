@@ -2,7 +2,7 @@
 # Does `longfocus evaluate layers` choose well? r_d of the layers of a base without memory, and then every layer trained as the only
 # memory layer for equally many steps, from two bases (docs/results.md): one of 500 steps, and that of runs/ablations.sh.
 #
-# One thread of a 2-core AMD EPYC (AVX2), other work on the other core, 2026-11-22: 51 and 37 minutes.
+# One thread of a 2-core AMD EPYC (AVX2), other work on the other core, 2026-11-22: about 55 and 40 minutes.
 # The same command goes on where it was stopped. Needs what runs/language.sh makes in $1, and runs/ablations.sh in $2; models and
 # results: folders under $3.
 set -eu
