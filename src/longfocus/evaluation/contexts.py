@@ -144,6 +144,7 @@ def window_logits(subject: "Subject", window: Tensor, cache: Any) -> Tensor:
 class _Plain:
     def __init__(self, subject: "Subject") -> None:
         self.subject = subject
+        self.most = learned_positions(subject.model)
         self.texts: list[Tensor] = []
 
     def read(self, ids: Tensor) -> None:
@@ -156,11 +157,10 @@ class _Plain:
         prefix = starting_ids(self.subject.window_prefix, self.subject.tokenizer)
         ids = torch.cat([torch.tensor(prefix, dtype=torch.long), *self.texts, window])
         model = self.subject.model
-        most = learned_positions(model)
-        if most is not None and len(ids) > most:
+        if self.most is not None and len(ids) > self.most:
             raise LongFocusError(
-                f"This model has a table of {most:,} positions, and no memory: {len(ids):,} tokens do not fit in its "
-                "prompt. Give shorter --tokens."
+                f"This model has a table of {self.most:,} positions, and no memory: {len(ids):,} tokens do not fit in "
+                "its prompt. Give shorter --tokens."
             )
         with self.subject.answering():
             output = model(
