@@ -21,6 +21,16 @@ def threads() -> None:
 
 
 @pytest.fixture(autouse=True)
+def shapes(request: pytest.FixtureRequest) -> None:
+    """Checked where their functions are tested, and in all long tests: it takes as long as what is checked."""
+    from jaxtyping import config
+
+    checked = request.path.parent.name in {"core", "memory", "golden"}
+    checked = checked or request.node.get_closest_marker("long") is not None
+    config.update("jaxtyping_disable", not checked)
+
+
+@pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     """The same random numbers in every test, whatever ran before it."""
     import random

@@ -7,7 +7,8 @@ Read from the source with `ast`, so imports inside functions and under TYPE_CHEC
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,28 @@ FILES = sorted(
 )
 
 
-def names(path: Path) -> Iterator[str]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def names(path: Path) -> tuple[str, ...]:
     """Every imported thing as a dotted name: `from a.b import c` gives a.b.c."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return tuple(_imported(ast.walk(tree_of(path))))
+
+
+def names_at_top(path: Path) -> tuple[str, ...]:
+    """What is imported outside of functions."""
+    nodes: list[ast.AST] = [tree_of(path)]
+    for node in nodes:
+        if not isinstance(node, ast.FunctionDef):
+            nodes += ast.iter_child_nodes(node)
+    return tuple(_imported(nodes))
+
+
+def _imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -89,7 +109,7 @@ def names(path: Path) -> Iterator[str]:
 
 def public_homes() -> dict[str, str]:
     """Room of each name that `longfocus` itself exports, without importing it."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    tree = tree_of(PACKAGE / "__init__.py")
     return {
         alias.name: node.module.split(".")[1]
         for node in ast.walk(tree)
@@ -106,6 +126,16 @@ def short(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
+def imports_of(here: str) -> Iterator[tuple[str, str]]:
+    """Of every file of a room."""
+    for path in FILES:
+        if room(path) == here:
+            yield from ((short(path), name) for name in names(path))
+
+
+every_room = pytest.mark.parametrize("here", sorted({room(path) for path in FILES}))
+
+
 def imported_room(name: str) -> str | None:
     """Room that a name of LongFocus lives in; None for `longfocus` as a whole and its version."""
     parts = name.split(".")
@@ -114,58 +144,53 @@ def imported_room(name: str) -> str | None:
     return parts[1] if parts[1] in RANKS else public_homes()[parts[1]]
 
 
-@pytest.mark.parametrize("path", FILES, ids=short)
-def test_imports_point_left(path: Path) -> None:
-    here = room(path)
+@every_room
+def test_imports_point_left(here: str) -> None:
     assert here in RANKS, f"{here} is no known room"
-    for name in names(path):
+    for path, name in imports_of(here):
         if name.split(".")[0] != "longfocus":
             continue
         there = imported_room(name)
         if there is None:
             assert name != "longfocus" or here in ABOVE_HF, (
-                f"{here} must not import all of longfocus"
+                f"{path} must not import all of longfocus"
             )
         elif there != here:
-            assert RANKS[there] < RANKS[here], f"{here} must not import {name}: imports point left"
+            assert RANKS[there] < RANKS[here], f"{path} must not import {name}: imports point left"
 
 
-@pytest.mark.parametrize("path", FILES, ids=short)
-def test_third_party_packages_stay_at_home(path: Path) -> None:
-    for package in {name.split(".")[0] for name in names(path)}:
+@every_room
+def test_third_party_packages_stay_at_home(here: str) -> None:
+    for path, name in imports_of(here):
+        package = name.split(".")[0]
         if package in sys.stdlib_module_names or package == "longfocus":
             continue
         homes = HOMES.get(package, set())
-        assert {room(path), short(path)} & homes, (
-            f"{package} may be imported in {sorted(homes)} only"
-        )
+        assert {here, path} & homes, f"{path}: {package} may be imported in {sorted(homes)} only"
 
 
-@pytest.mark.parametrize("path", FILES, ids=short)
-def test_transformers_internals_stay_in_hf(path: Path) -> None:
+@every_room
+def test_transformers_internals_stay_in_hf(here: str) -> None:
     internal = [
-        name for name in names(path) if name.startswith("transformers.") and name.count(".") > 1
+        (path, name)
+        for path, name in imports_of(here)
+        if name.startswith("transformers.") and name.count(".") > 1
     ]
-    assert room(path) == "hf" or not internal, (
-        f"outside hf/ only `from transformers import ...`: {internal}"
-    )
+    assert here == "hf" or not internal, "outside hf/ only `from transformers import ...`"
 
 
-@pytest.mark.parametrize("path", FILES, ids=short)
-def test_packages_of_extras_are_imported_inside_functions(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    inside = {node for function in functions for node in ast.walk(function)}
-    at_top = [node for node in ast.walk(tree) if node not in inside]
-    found = [alias.name for node in at_top if isinstance(node, ast.Import) for alias in node.names]
-    found += [node.module for node in at_top if isinstance(node, ast.ImportFrom)]
+@every_room
+def test_packages_of_extras_are_imported_inside_functions(here: str) -> None:
     extras = {"bm25s", "datasets", "faiss", "peft", "pyarrow", "pypdf", "selectolax"}
-    assert not extras & {name.split(".")[0] for name in found}
+    for path in FILES:
+        if room(path) == here:
+            found = {name.split(".")[0] for name in names_at_top(path)}
+            assert not extras & found, short(path)
 
 
 def test_command_modules_import_nothing_heavy_at_the_top() -> None:
     for path in (PACKAGE / "cli").glob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in tree_of(path).body:
             tops = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
             tops |= {node.module} if isinstance(node, ast.ImportFrom) else set()
             heavy = {

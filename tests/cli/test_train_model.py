@@ -258,6 +258,7 @@ def test_a_missing_model_is_refused_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_vocabulary_that_the_data_do_not_fill_is_said(
     texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from families import SIZES, random_model
+from long import mostly_long
 from longfocus.evaluation.experiments import experiment
 from longfocus.evaluation.memory_options import MemoryOptions
 from longfocus.evaluation.runner import described
@@ -32,20 +33,19 @@ def test_a_model_answers_greedily_whatever_its_generation_config_says() -> None:
     assert {name: getattr(model.generation_config, name) for name in own} == own
 
 
-@pytest.mark.parametrize(
-    ("name", "given"),
-    [
-        ("passkey", {"text": "landmark"}),
-        ("passkey", {"text": "plain", "keys": 2}),
-        ("passkey", {"text": "hard"}),
-        ("needle", {"wording": "passkey", "depths": 1}),
-    ],
-)
-def test_beginnings_of_lines_are_continued_by_models_that_chat(name: str, given: Any) -> None:
+BEGINNINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "landmark": ("passkey", {"questions": 2, "text": "landmark"}),
+    "plain": ("passkey", {"questions": 2, "text": "plain", "keys": 2}),
+    "hard": ("passkey", {"questions": 2, "text": "hard"}),
+    "needle": ("needle", {"wording": "passkey", "depths": 1}),
+}
+
+
+@pytest.mark.parametrize("asked", mostly_long(BEGINNINGS, "landmark"))
+def test_beginnings_of_lines_are_continued_by_models_that_chat(asked: str) -> None:
+    name, given = BEGINNINGS[asked]
     chosen, found = experiment(name), []
-    settings = chosen.settings(
-        tokens=("256",), **({"questions": 2} if name == "passkey" else {}), **given
-    )
+    settings = chosen.settings(tokens=("256",), **given)
     (cell,) = chosen.cells(settings)
     for chat in (False, True):
         subject = Subject(small_model(window=128), byte_tokenizer(chat=chat))

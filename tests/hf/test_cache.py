@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import longfocus
 from families import Family, family, tiny_model
+from long import mostly_long
 from oracle import Memory, oracle_logits
 
 # none, more than a window, and part of the last window
@@ -282,7 +283,7 @@ def test_a_call_that_is_interrupted_leaves_the_window_as_it_was(model: PreTraine
     assert go_on(model, cache, mask).equal(go_on(model, expected, mask))
 
 
-@pytest.mark.parametrize("name", ["llama_gqa", "stablelm"])
+@pytest.mark.parametrize("name", mostly_long(["llama_gqa", "stablelm"], "llama_gqa"))
 def test_two_threads_that_share_a_model_do_not_disturb_each_other(name: str) -> None:
     model = attached(family(name))
 

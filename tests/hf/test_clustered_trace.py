@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from long import mostly_long
 from longfocus import LongFocusError
 from longfocus.core.runs import Runs
 from longfocus.hf.trace import NEIGHBOURS, Looked, Trace
@@ -60,9 +61,9 @@ def assert_same(one: Looked, other: Looked) -> None:
         assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-4, abs=1e-7)
 
 
-@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("softcap", mostly_long([None, 2.0], 2.0))
 @pytest.mark.parametrize("top_k", [None, 7])
-@pytest.mark.parametrize("clusters", [1, 9])
+@pytest.mark.parametrize("clusters", mostly_long([1, 9], 9))
 @pytest.mark.parametrize("make", PARTS.values(), ids=PARTS)
 def test_heat_positions_and_scores_are_those_of_the_unsorted_memory(
     make: object, clusters: int, top_k: int | None, softcap: float | None

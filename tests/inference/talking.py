@@ -11,7 +11,9 @@ from small import TEXT, WINDOW, byte_tokenizer, small_model
 LONG = 3 * WINDOW
 SAID = ["Who has it?", "The owl, or the eleven others?", "!", "And now something longer. " * 3]
 every_memory = pytest.mark.parametrize("layers", mostly_long([(1,), (0, 2)], (0, 2)), ids=str)
-every_positions = pytest.mark.parametrize("positions", ["window_start", "none", "true"])
+every_positions = pytest.mark.parametrize(
+    "positions", mostly_long(["window_start", "none", "true"], "window_start")
+)
 
 
 def chatting(layers: tuple[int, ...] = (0, 2), **settings: Any) -> Session:

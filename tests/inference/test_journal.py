@@ -101,6 +101,7 @@ def test_cut_at_any_byte_of_its_last_record_a_journal_goes_on_behind_the_others(
         assert_same(found(path), [*records[:2], more])
 
 
+@pytest.mark.long
 def test_with_any_byte_of_its_last_record_changed_a_journal_goes_on_behind_the_others(
     tmp_path: Path,
 ) -> None:

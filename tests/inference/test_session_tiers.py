@@ -43,6 +43,7 @@ def test_a_memory_that_outgrows_its_budget_says_the_same(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_full_disk_in_the_middle_of_an_answer_leaves_the_conversation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

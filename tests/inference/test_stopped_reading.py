@@ -134,9 +134,8 @@ def test_interrupted_at_any_line_a_new_call_goes_on(
     assert line > 500
 
 
-@pytest.mark.parametrize(
-    ("layers", "is_there"), [((0, 1), True), pytest.param((1,), False, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("layers", "is_there"), [((0, 1), True), ((1,), False)])
 def test_killed_at_any_call_of_the_system_a_new_process_goes_on(
     layers: tuple[int, ...], is_there: bool, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from small_documents import small_document
 
 from kills import ends_when_killed_at
+from long import mostly_long
 from longfocus import DocumentMemory, LongFocusError, atomic
 from longfocus.atomic import move_new, whole_file, write_all
 from longfocus.memory.library import Library
@@ -72,7 +73,7 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("what", ACTIONS)
+@pytest.mark.parametrize("what", mostly_long(ACTIONS, "replace", "save over a file"))
 def test_a_writer_killed_at_any_call_leaves_the_old_or_the_new(what: str, tmp_path: Path) -> None:
     before, action, allowed = ACTIONS[what]
     seen, left, number, is_done = set(), 0, 0, False

@@ -139,19 +139,21 @@ def test_what_never_suffices_ends() -> None:
     assert own.audit.report() is not None
 
 
-def test_the_mean_of_the_latest_measurements_decides() -> None:
+def test_the_mean_of_the_latest_measurements_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    recent = RECENT // 4
+    monkeypatch.setattr("longfocus.memory.audit.RECENT", recent)
     audit = Audit(0.9)
     share = [0.99]
     own = Searched(audit, lambda width: share[0] if width.least == 1 else 1.0)
-    while len(audit.kept) < RECENT:
+    while len(audit.kept) < recent:
         own.check(1)
     share[0] = 0.5
     before = len(audit.kept)
     while not audit.widened:
         own.check(1)
     late = len(audit.kept) - before - HEADS
-    # so many measurements of .5 among RECENT bring the mean under .9
-    needed = next(n for n in range(RECENT) if (0.99 * (RECENT - n) + 0.5 * n) / RECENT < 0.9)
+    # so many measurements of .5 among the recent ones bring the mean under .9
+    needed = next(n for n in range(recent) if (0.99 * (recent - n) + 0.5 * n) / recent < 0.9)
     assert late < needed <= late + HEADS
 
 

@@ -9,6 +9,7 @@ from certify_cases import keys_of, memory
 from sources import SOURCES
 from torch import Tensor
 
+from long import mostly_long
 from longfocus.config import FocusConfig
 from longfocus.core.attention import Partial
 from longfocus.errors import LongFocusError
@@ -52,8 +53,8 @@ def bounds(search: Clustered) -> Tensor:
     return search.certificate.latest
 
 
-@pytest.mark.parametrize("softcap", [None, 8.0])
-@pytest.mark.parametrize("number", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("softcap", mostly_long([None, 8.0], None))
+@pytest.mark.parametrize("number", mostly_long(["float32", "bfloat16", "int8"], "float32", "int8"))
 @pytest.mark.parametrize(
     "kind", ["clustered", "isotropic", "equal", "outlier", "antiparallel", "one token", "zeros"]
 )

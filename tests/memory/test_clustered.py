@@ -21,9 +21,8 @@ HEADS, KV_HEADS, DIM, QUERIES, SCALE = 6, 2, 8, 5, 0.5
 FIRST = 8
 """Clusters that are visited at least, of the 40 and more that there are."""
 Memory = Callable[[], list[Part]]
-every_type = pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str
-)
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
+every_type = pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES.items(), ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -149,10 +148,10 @@ def test_a_search_is_attention_over_the_best_clusters(
     close(found, expected(parts, query, softcap), tolerance)
 
 
-@every_type
+@pytest.mark.parametrize("dtype", mostly_long(TOLERANCES, torch.float64), ids=str)
 @every_memory
 def test_gradients_are_those_of_attention_over_the_best_clusters(
-    memory: Memory, dtype: torch.dtype, tolerance: float
+    memory: Memory, dtype: torch.dtype
 ) -> None:
     torch.set_default_dtype(dtype)
     parts, query = memory(), queries().requires_grad_()
@@ -162,7 +161,7 @@ def test_gradients_are_those_of_attention_over_the_best_clusters(
     for output, lse in found:
         seen = torch.where(lse.isinf(), 0.0, lse)
         grads.append(torch.autograd.grad((output * weight).sum() + seen.sum(), query)[0])
-    torch.testing.assert_close(*grads, atol=10 * tolerance, rtol=0)
+    torch.testing.assert_close(*grads, atol=10 * TOLERANCES[dtype], rtol=0)
 
 
 def test_pairs_that_carry_a_gradient_get_theirs_also_from_queries_without() -> None:

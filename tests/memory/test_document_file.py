@@ -68,12 +68,12 @@ def test_opening_reads_no_data(path: Path) -> None:
         document.verify()
 
 
-def test_a_thousand_damaged_files_are_refused(path: Path) -> None:
-    cases = list(damaged(path, 1100))
-    assert len(cases) > 1000
+def test_hundreds_of_damaged_files_are_refused(path: Path) -> None:
+    cases = list(damaged(path, 300))
+    assert len(cases) > 200
     refused_at = Counter(refusal(path, what, data).moment for what, data in cases)
     # both are wanted: what the header shows, and what only the data show
-    assert min(refused_at["open"], refused_at["verify"]) > 200
+    assert min(refused_at["open"], refused_at["verify"]) > 50
 
 
 @pytest.mark.long

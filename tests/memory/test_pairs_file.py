@@ -10,6 +10,7 @@ from small_documents import DIM, KV_HEADS, LAYERS, small_document
 from sorted_parts import best_blocks, groups
 from torch import Tensor
 
+from long import mostly_long
 from longfocus import DocumentMemory, LongFocusError
 from longfocus.memory import Part, dense
 from longfocus.memory.audit import Width
@@ -127,7 +128,7 @@ def test_a_loaded_document_is_converted_and_stays_sorted(tmp_path: Path) -> None
             assert one.equal(other)
 
 
-@every_dtype
+@pytest.mark.parametrize("dtype", mostly_long(DTYPES, "int8"))
 def test_whatever_byte_is_altered_it_is_refused_when_it_is_used(dtype: str, tmp_path: Path) -> None:
     path = saved(tmp_path, dtype)
     data = path.read_bytes()

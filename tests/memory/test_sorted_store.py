@@ -53,7 +53,7 @@ def test_only_a_clustered_store_sorts() -> None:
     assert Store(torch.bfloat16, is_clustered=True).empty().dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("seed", mostly_long(range(12), 0, 1, 2, 3))
+@pytest.mark.parametrize("seed", mostly_long(range(12), 0))
 def test_whatever_happens_it_holds_what_a_store_holds_that_does_not_sort(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
 

@@ -132,6 +132,7 @@ def test_temperature_matrices_and_the_rest_have_their_optimizers() -> None:
     assert counted == len(list(model.parameters()))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_data")
 def test_resumed_training_equals_uninterrupted_and_saves_a_pair(tmp_path: Path) -> None:
     def interrupt_at(step: int):

@@ -48,7 +48,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", mostly_long(KINDS, "crossbatch", "gate"))
+@pytest.mark.parametrize("kind", mostly_long(KINDS, "crossbatch"))
 def test_a_stopped_and_resumed_run_has_the_losses_and_weights_of_one_that_was_not(
     kind: str, tmp_path: Path
 ) -> None:
@@ -69,6 +69,7 @@ def test_a_stopped_and_resumed_run_has_the_losses_and_weights_of_one_that_was_no
     assert same_weights(parts, whole)
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(tmp_path: Path) -> None:
     class Killed(Exception):
         pass
@@ -199,7 +200,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
-@pytest.mark.parametrize("where", ["rows", "transformers"])
+@pytest.mark.parametrize("where", mostly_long(["rows", "transformers"], "transformers"))
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def stop_at(name: str, number: int) -> Callable[[str, TrainingStep], None]:
     return report
 
 
+@pytest.mark.long
 def test_a_resumed_run_equals_an_undisturbed_one(data: Path, tmp_path: Path) -> None:
     only: tuple[Variant, ...] = ("fot",)
     assert train_language(RECIPE, tmp_path / "whole", data=data, only=only).ending == "finished"

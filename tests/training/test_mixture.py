@@ -91,6 +91,7 @@ def test_tokens_of_the_sources_are_as_their_weights_up_to_a_document(
     assert max(shares) - min(shares) <= slack * (1 + 1e-9)
 
 
+@pytest.mark.long
 @quickly
 @given(some_parts, seeds, st.lists(st.floats(0.1, 10), min_size=3, max_size=3), st.integers(1, 2))
 def test_weights_repeat_small_sources_and_leave_nothing_out(

@@ -72,6 +72,7 @@ def test_a_loaded_optimizer_steps_as_the_saved_one() -> None:
     assert same_weights(one, other)
 
 
+@pytest.mark.long
 def test_a_resumed_training_with_muon_equals_an_undisturbed_one(tmp_path: Path) -> None:
     options = {"optimizer": "muon", "memory_layers": (1,), "temperature_rate": 4.0}
     options |= {"scheduler": "linear", "save_steps": 2}

@@ -73,6 +73,7 @@ def test_every_token_is_an_input_once_in_the_order_of_its_row(
     assert found == whole
 
 
+@pytest.mark.long
 @quickly
 @given(some_lengths, some_settings, st.booleans(), st.sampled_from([list, ReadAgain]))
 def test_resumed_equals_uninterrupted_at_every_batch(
