@@ -1,13 +1,18 @@
 """The demo does the main job on real text, with the shipped models, through the public API."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import longfocus
 from longfocus.cli import main as cli
+from longfocus.cli import train
 from longfocus.cli.tables import parse_lengths
 from longfocus.errors import LongFocusError
+from longfocus.hf.pretrained import resolve
 
 WORDS = [f"{a}{b}{c}e" for a in "bcdfg" for b in "aeiou" for c in "lmn"][:60]
 
@@ -103,3 +108,42 @@ def test_output_that_cannot_be_written_is_refused_before_the_work(
     (tmp_path / "binary.dat").write_bytes(b"\0\1")
     assert cli.main(["demo", "--file", str(tmp_path / "binary.dat")]) == 2
     assert "NUL bytes" in capsys.readouterr().err
+
+
+def trained(arguments: Any) -> None:
+    """What a training makes, in no time: a copy of the model that ships."""
+    name = arguments.output.name
+    shutil.copytree(resolve(name), arguments.output)
+    if name == "code":
+        shutil.copytree(resolve("code_control"), arguments.output / "control")
+
+
+@pytest.mark.long
+def test_models_that_it_trained_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run_dictionary", "run_code"):
+        monkeypatch.setattr(train, name, trained)
+    asked = longfocus.from_pretrained
+    seen: list[str] = []
+
+    def from_pretrained(path: Any, **options: Any) -> Any:
+        seen.append(str(path))
+        return asked(path, **options)
+
+    monkeypatch.setattr(longfocus, "from_pretrained", from_pretrained)
+    found = demo(tmp_path, "--tokens", "4K", "--train")
+    folder = "longfocus-models"
+    assert {f"{folder}/code", f"{folder}/code/control", f"{folder}/dictionary"} < set(seen)
+    assert all(row["accuracy"] > 0.9 for row in found["passkey"] + found["dictionary"])
+
+
+@pytest.mark.parametrize("stopped", ["run_dictionary", "run_code"])
+def test_a_training_that_is_stopped_ends_the_demo(
+    stopped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run_dictionary", "run_code"):
+        monkeypatch.setattr(train, name, lambda _: None)
+    monkeypatch.setattr(train, stopped, lambda _: train.INTERRUPTED)
+    assert cli.main(["demo", "--train"]) == 130
+    assert list(tmp_path.iterdir()) == []

@@ -104,6 +104,44 @@ def test_a_report_allows_a_last_line_that_was_cut(tmp_path: Path) -> None:
     assert list(found.records()) == [json.loads(RECORD)]
 
 
+WHOLE = {
+    "tokens": 64,
+    "seed": 1,
+    "others": 3,
+    "positive_mass": 0.5,
+    "model_layers": 4,
+    "layers": [{"layer": 1, "others": 3, "positive_mass": 0.5}],
+    "heads": [{"layer": 1, "head": 0, "others": 3, "positive_mass": 0.5}],
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"layers": 3},
+        {"heads": [3]},
+        {"layers": [{"layer": "1", "others": 3, "positive_mass": 0.5}]},
+        {"layers": [{"layer": 1, "others": 3}]},
+        {"layers": [{"layer": 1, "others": 3, "positive_mass": "half"}]},
+        {"layers": [*WHOLE["layers"], {"layer": 2, "positive_mass": 0.5}]},
+        {"heads": [{"layer": 1, "others": 3, "positive_mass": 0.5}]},
+        {"heads": [{"layer": 1, "head": 0, "positive_mass": 0.5}], "others": None},
+        {"model_layers": None},
+    ],
+    ids=str,
+)
+def test_a_report_names_damaged_tables_of_layers(damage: dict[str, Any], tmp_path: Path) -> None:
+    whole = made(tmp_path / "whole", "layers", [WHOLE])
+    made(tmp_path / "damaged", "layers", [WHOLE | damage])
+    found = find([tmp_path])
+    assert [run.folder for run in found.runs] == [whole]
+    assert "metrics.json" in found.damaged[0].why
+    # the others are reported all the same
+    page = tmp_path / "report.html"
+    assert cli.main(["report", str(tmp_path), "-o", str(page)]) == 2
+    assert "layer 1, proposed" in page.read_text()
+
+
 @pytest.mark.parametrize(("name", "content"), [("metrics.json", '{"a": 1}'), ("config.json", "[]")])
 def test_a_report_names_other_damaged_files(tmp_path: Path, name: str, content: str) -> None:
     (made(tmp_path / "run", "passkey", [{"tokens": 1024, "seed": 1}]) / name).write_text(content)

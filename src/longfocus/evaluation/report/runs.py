@@ -29,6 +29,9 @@ PLOTTED = (
 )
 """Entries of rows that are numbers in a plot."""
 
+TABLES = {"layers": ("layer",), "heads": ("layer", "head")}
+"""Tables within a row, and what tells their entries apart."""
+
 Row = Mapping[str, Any]
 
 
@@ -185,7 +188,26 @@ def _is_row(row: Any) -> bool:
     for ends in (row.get(f"{name}{INTERVAL}") for name in PLOTTED):
         # anything but two ends is no number
         numbers += ends if isinstance(ends, list) and len(ends) == 2 else [ends and str(ends)]
-    return _is_cell(row) and all(own is None or isinstance(own, (int, float)) for own in numbers)
+    is_plotted = all(own is None or isinstance(own, (int, float)) for own in numbers)
+    return _is_cell(row) and is_plotted and all(_is_table(row, *table) for table in TABLES.items())
+
+
+def _is_table(row: Row, name: str, places: Sequence[str]) -> bool:
+    """Whether a table of shares r_d is whole: of one number of other documents, which the row tells, or of several."""
+    entries = row.get(name, [])
+    if not isinstance(entries, list) or not all(isinstance(own, dict) for own in entries):
+        return False
+    if any("others" in own for own in entries):
+        places = (*places, "others")
+        if not isinstance(row.get("model_layers"), int):
+            return False
+    elif entries and not isinstance(row.get("others"), int):
+        return False
+    return all(
+        isinstance(own.get("positive_mass"), (int, float))
+        and all(isinstance(own.get(place), int) for place in places)
+        for own in entries
+    )
 
 
 def _is_cell(entries: Row) -> bool:
