@@ -11,6 +11,8 @@ from families import VOCABULARY, Family, tiny_model
 from oracle import Memory, oracle_logits, window_starts
 
 WINDOW, KEPT = 13, 5
+VERIFIED: set[tuple[Any, ...]] = set()
+"""What has been attached before need not prove itself again."""
 # Rows are padded on the left by nothing, by part of a window, and by more than a window.
 PADDING = (0, 5, 16)
 
@@ -34,7 +36,10 @@ def with_memory(
     model: PreTrainedModel, layers: tuple[int, ...], **settings: Any
 ) -> PreTrainedModel:
     settings = {"window": WINDOW, "last_context_length": KEPT, **settings}
-    longfocus.attach(model, longfocus.FocusConfig(memory_layers=layers, **settings))
+    config = longfocus.FocusConfig(memory_layers=layers, **settings)
+    key = (model.config.to_json_string(), model.config._attn_implementation, model.dtype, config)
+    longfocus.attach(model, config, verify=key not in VERIFIED)
+    VERIFIED.add(key)
     return model
 
 

@@ -96,6 +96,9 @@ def test_it_is_known_which_architectures_drop_unknown_arguments(entry: Family) -
     assert len(seen) == 4
     passes = {"focus_call" in kwargs for kwargs in seen}
     assert passes == {attached(entry).focus.passes_kwargs}
+    config = longfocus.FocusConfig(memory_layers=(1, 2), window=WINDOW)
+    unverified = longfocus.attach(tiny_model(entry), config, verify=False)
+    assert passes == {unverified.focus.passes_kwargs}
 
 
 @pytest.mark.parametrize("name", ["llama_gqa", "stablelm", "gpt_neox"])

@@ -16,7 +16,7 @@ from longfocus.hf.layers import attention_modules, longest_window
 from longfocus.hf.model import FocusMixin, focus_class, stock_class
 from longfocus.hf.refusals import check_base
 from longfocus.hf.rotary import rotary_of
-from longfocus.hf.verify import verify_attached, verify_reference
+from longfocus.hf.verify import passes_kwargs, verify_attached, verify_reference
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ def attach(model: PreTrainedModel, config: FocusConfig, *, verify: bool = True) 
     )
     _put_in_place(model, attachment, layers)
     try:
+        for layer in config.memory_layers[:1]:
+            attachment.passes_kwargs = passes_kwargs(model, layers[layer])
         if reference is not None:
             verify_attached(model, reference)
     except LongFocusError:

@@ -20,7 +20,7 @@ class Attachment:
     """How each memory layer rotates."""
     num_layers: int
     passes_kwargs: bool = True
-    """Whether the architecture hands unknown keyword arguments down to its attention; verification finds out."""
+    """Whether the architecture hands unknown keyword arguments down to its attention; `attach` finds out."""
     base_attention: list[str] = field(default_factory=list)
     """The attention implementation of every config of the model, before it was replaced."""
 

@@ -1,7 +1,7 @@
 """`attach` proves on a few tokens that an architecture is handled exactly, or refuses it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from longfocus.config import FocusConfig
 from longfocus.errors import LongFocusError
 from longfocus.hf.cache import FocusCache
+from longfocus.hf.call import PassDone
 from longfocus.hf.layers import evaluating, vocabulary_size
 from longfocus.hf.rotary import identity
 from longfocus.hf.window import MemoryLayer
@@ -59,7 +60,7 @@ def verify_attached(model: Any, reference: Reference) -> None:
                 f"{worst:.2g}, so its attention does something that LongFocus does not know. Try other memory layers "
                 "(full attention, with rotary positions), and please report the architecture."
             )
-        model.focus.passes_kwargs = _passes_kwargs(model, reference.input_ids)
+        model(reference.input_ids, use_cache=False)
         windows = FocusCache(
             model, config=replace(short, window=TOKENS // 2, last_context_length=1)
         )
@@ -76,17 +77,25 @@ def verify_attached(model: Any, reference: Reference) -> None:
         )
 
 
-def _passes_kwargs(model: Any, input_ids: Tensor) -> bool:
-    """Whether keyword arguments reach the attention modules: a pass without a cache works only if they do.
+def passes_kwargs(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Whether keyword arguments reach `module`, the attention of a memory layer of the attached model.
 
-    Signatures do not tell: StableLM's layers accept them and drop them.
+    Signatures do not tell: StableLM's layers accept them and drop them. So one token is run, up to that layer.
     """
-    model.focus.passes_kwargs = True
+    found: list[bool] = []
+
+    def look(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        del module, args
+        found.append("focus_call" in kwargs)
+        raise PassDone
+
+    handle = module.register_forward_pre_hook(look, prepend=True, with_kwargs=True)
     try:
-        model(input_ids, use_cache=False)
-    except LongFocusError:
-        return False
-    return True
+        with _undisturbed(model), suppress(PassDone):
+            model(torch.ones(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        handle.remove()
+    return all(found)
 
 
 def _withhold_rotation(
