@@ -6,8 +6,8 @@
 # One thread of a 2-core AMD EPYC (AVX2), other work on both cores, 2026-11-22: base 31 processor minutes, variants 15 to 24 each, their
 # evaluations about 4 each.
 # The same command goes on where it was stopped. Models: folders under $1; results: folders under $3 (docs/evaluation.md).
-# A second training seed, with a base of its own (36 minutes), and of two variants:
-#     SEED=1 VARIANTS="fot_d1 memorizing" sh runs/ablations.sh .runs/ablations_1 .runs/language/data .runs/ablation_results_1
+# A second training seed, with a base of its own (36 minutes), and of three variants (19 to 23 minutes each):
+#     SEED=1 VARIANTS="fot fot_d1 memorizing" sh runs/ablations.sh .runs/ablations_1 .runs/language/data .runs/ablation_results_1
 set -eu
 out=${1:-.runs/ablations} data=${2:-.runs/language/data} results=${3:-.runs/ablation_results}
 export OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1
