@@ -11,7 +11,7 @@
 set -eu
 out=${1:-.runs/ablations} data=${2:-.runs/language/data} results=${3:-.runs/ablation_results}
 export OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1
-seed=${SEED:-0} variants=${VARIANTS:-fot_d1 gate memorizing no_gradient memorizing_joint w1 w2}
+seed=${SEED:-0} variants=${VARIANTS:-fot fot_d1 gate memorizing no_gradient memorizing_joint w1 w2}
 
 longfocus train language --output "$out" --data-folder "$data" --base-steps 1000 --steps 120 --seed "$seed" --only $variants
 for variant in $variants; do
