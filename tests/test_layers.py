@@ -176,7 +176,9 @@ def test_transformers_internals_stay_in_hf(here: str) -> None:
         for path, name in imports_of(here)
         if name.startswith("transformers.") and name.count(".") > 1
     ]
-    assert here == "hf" or not internal, "outside hf/ only `from transformers import ...`"
+    assert here == "hf" or not internal, (
+        f"outside hf/ only `from transformers import ...`: {internal}"
+    )
 
 
 @every_room

@@ -43,8 +43,8 @@ def attach(model: PreTrainedModel, config: FocusConfig, *, verify: bool = True) 
     )
     _put_in_place(model, attachment, layers)
     try:
-        for layer in config.memory_layers[:1]:
-            attachment.passes_kwargs = passes_kwargs(model, layers[layer])
+        if config.memory_layers:
+            attachment.passes_kwargs = passes_kwargs(model, layers[config.memory_layers[0]])
         if reference is not None:
             verify_attached(model, reference)
     except LongFocusError:

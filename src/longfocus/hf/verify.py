@@ -60,6 +60,7 @@ def verify_attached(model: Any, reference: Reference) -> None:
                 f"{worst:.2g}, so its attention does something that LongFocus does not know. Try other memory layers "
                 "(full attention, with rotary positions), and please report the architecture."
             )
+        # without a cache, as training runs it
         model(reference.input_ids, use_cache=False)
         windows = FocusCache(
             model, config=replace(short, window=TOKENS // 2, last_context_length=1)
@@ -78,7 +79,7 @@ def verify_attached(model: Any, reference: Reference) -> None:
 
 
 def passes_kwargs(model: PreTrainedModel, module: nn.Module) -> bool:
-    """Whether keyword arguments reach `module`, the attention of a memory layer of the attached model.
+    """Whether keyword arguments reach `module`, the attention of the attached model's first memory layer.
 
     Signatures do not tell: StableLM's layers accept them and drop them. So one token is run, up to that layer.
     """
